@@ -170,7 +170,7 @@ class PPO(Strict):
 class DiffRO(Strict):
     """Differentiable reward optimisation (``algos/diffro.py``; arXiv 2507.05911); temperature, hardness and weights are not given there."""
 
-    reward: str = conf("embedded", "tts: checkpoint of `pretrain --task token-reward`; flowse, avse: dnsmos")
+    reward: str = conf("embedded", "tts: checkpoint of pretrain --task token-reward; flowse, avse: dnsmos, distillmos")
     tau: Positive = conf(1.0, "temperature of the Gumbel-softmax at the first step")
     tau_end: Positive | None = conf(None, "last step's temperature, reached geometrically; null: tau (HPRO: 0.8)")
     hard: bool = conf(True, "straight-through: one-hot tokens to the reward, the gradient through the soft ones")
@@ -201,7 +201,7 @@ class RL(Strict):
     valid: str | None = conf(None, "paired manifest of the validations (default: held back from the data)")
     out: str | None = None
     rewards: list[RewardSpec] = conf([], "reward, e.g. estoi=1 (see rlspeech doctor); repeatable (default: the task's)")
-    guards: list[GuardSpec] = conf([], "metric to watch; a fall beyond MAX_DROP stops the run; repeatable; []: none")
+    guards: list[GuardSpec] = conf([], "metric to watch (NAME?: where usable); MAX_DROP stops; repeatable; []: none")
     explore: Exploration = Exploration()
     sampling: Sampling = Sampling()
     ppo: PPO = PPO()

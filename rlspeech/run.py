@@ -41,7 +41,7 @@ NEUTRAL = frozenset(
 )
 PACKAGES = (
     *("rlspeech", "torch", "numpy", "transformers", "peft", "accelerate", "safetensors", "soundfile"),
-    *("onnxruntime", "speechmos", "pesq", "pystoi", "jiwer", "librosa"),
+    *("onnxruntime", "speechmos", "distillmos", "resemblyzer", "pesq", "pystoi", "jiwer", "librosa"),
 )
 Keys = Iterable[str]  # of settings, at the top level
 _held: dict[str, Run] = {}  # POSIX locks do not exclude their own process, so that is done here

@@ -76,7 +76,9 @@ def test_rewards_and_guards_of_presets_exist(name: str) -> None:
     from rlspeech.rewards import base
 
     config, _ = resolve(RL, name)
-    rewarded, watched = ({base.resolve(s.name).column for s in specs} for specs in (config.rewards, config.guards))
+    rewarded = {base.resolve(s.name).column for s in config.rewards}
+    watched = {n[:-1] if (n := g.name).endswith("?") else base.resolve(n).column for g in config.guards}
+    assert watched <= set(base._columns)
     assert (rewarded or config.algo == "diffro") and not rewarded & watched, "a guard is a metric that is not rewarded"
     low = config.explore.nfe[0] if config.explore.nfe else 1  # null: the model's own steps, one at least
     start = config.explore.start

@@ -169,25 +169,6 @@ def lhotse(
     _layout("lhotse", locals())
 
 
-@command(app, "rlspeech prepare hub user/corpus --split train --text-column sentence --out data/corpus", *OUT)
-def hub(
-    root: Annotated[
-        str, Argument(metavar="NAME|FOLDER|FILE", help="Data set of the Hub (user/name), or parquet here.")
-    ],
-    splits: Annotated[list[str] | None, Option("--split")] = None,
-    subset: str | None = None,
-    revision: str | None = None,
-    audio_column: str | None = None,
-    text_column: str | None = None,
-    speaker_column: str | None = None,
-    limit: int | None = None,
-    workers: int | None = None,
-    **shared: Any,
-) -> None:
-    """Data sets of the Hugging Face Hub, or parquet that datasets has written."""
-    stage("corpora.hub:Hub", "stages.prepare:run", locals())
-
-
 @command(app, "rlspeech prepare rl-asr --data data/train --recogniser embedded --out data/hard", *STAGE, name="rl-asr")
 def rl_asr(
     data: Manifest = None,

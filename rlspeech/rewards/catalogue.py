@@ -59,7 +59,7 @@ class Entry:
 
 TARGET, TEXT, TOKENS, HYPOTHESIS = (frozenset({n}) for n in ("target", "text", "tokens", "hypothesis"))
 ONNX = {"speechmos": "speechmos", "onnx": "onnx"}
-FUZZ = {"rapidfuzz": "jiwer"}
+FUZZ, DISTILL = {"rapidfuzz": "jiwer"}, {"distillmos": "--no-deps distillmos"}  # it would bring torchaudio
 PESQ = {"pesq": "'rlspeech[pesq]' (needs a C compiler)"}
 TORCHAUDIO = {"torchaudio": "'rlspeech[torchaudio]' (beside a GPU build of torch)"}
 ANY: dict[str, Any] = {"sample_rate": None, "min_s": 0.0, "silence": "score"}  # the waveform is not what is judged
@@ -134,11 +134,13 @@ _SQUIM: dict[str, Column] = {
 }
 _STOI = {"stoi": Column("intelligibility (STOI)", bounds=SIGNED)}
 _STOI["estoi"] = Column("intelligibility (extended STOI)", bounds=SIGNED)
-_WER = {f"{word[0]}er": Column(f"{word} error rate of a recogniser", **_LOW) for word in ("word", "character")}
+_WER = {"wer": Column("word error rate of a recogniser", **_LOW)}
+_WER["cer"] = Column("character error rate of a recogniser", **_LOW)
 _SDR = {"si_sdr": Column("scale-invariant signal-to-distortion ratio in dB")}
 _LSD = {"lsd": Column("log-spectral distance in dB", **_LOW)}
 _P808 = {"dnsmos_p808": Column("DNSMOS P.808, official windows", bounds=MOS)}
 _SIMILARITY = {"speaker_similarity": Column("cosine of speaker embeddings with the reference", bounds=SIGNED)}
+_DISTILL = {"distillmos": Column("DistillMOS: overall quality by another net than DNSMOS's", bounds=MOS)}
 _LLM = {"llm": Column("rating read out of an audio language model's words", bounds=MOS)}
 _PESQ_WB = {"pesq_wb": Column("PESQ, wide band (ITU-T P.862.2)", bounds=(1.0, 4.65))}
 _PESQ_NB = {"pesq_nb": Column("PESQ, narrow band (ITU-T P.862)", bounds=(1.0, 4.65))}
@@ -155,6 +157,7 @@ BUILTIN: tuple[Entry, ...] = (
     Entry("pdnsmos", _P + "dnsmos:PersonalisedDnsmos", _dnsmos("pdnsmos", "personalised DNSMOS P.835"), requires=ONNX),
     Entry("dnsmos_p808", _P + "dnsmos:P808", _P808, requires=ONNX),
     Entry("dnsmos_fast", _P + "dnsmos:FastDnsmos", _FAST, requires=ONNX, min_s=0.3),
+    Entry("distillmos", _P + "distillmos:DistillMos", _DISTILL, requires=DISTILL, min_s=0.3),
     Entry("pesq_wb", _P + "intrusive:PesqWb", _PESQ_WB, TARGET, "cpu", PESQ, **WIDE),
     Entry("pesq_nb", _P + "intrusive:PesqNb", _PESQ_NB, TARGET, "cpu", PESQ, **NARROW),
     Entry("stoi", _P + "intrusive:Stoi", _STOI, TARGET, "cpu", **OWN, min_s=0.4),

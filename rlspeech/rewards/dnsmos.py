@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlspeech.models.spectra import level_normalise, mel_filters
-from rlspeech.rewards.encoders import digest
+from rlspeech.rewards.encoders import digest, weights_in
 from rlspeech.types import Sample, Score
 
 RATE_HZ, HOP = 16000, 160
@@ -51,10 +51,7 @@ POLYNOMIALS = {  # rows SIG, BAK, OVRL; columns x^3, x^2, x, 1
 
 def model_path(kind: str) -> Path:
     """ONNX file of ``p835``, ``pp835`` (personalised) or ``p808`` in the installed speechmos package."""
-    spec = find_spec("speechmos")  # the package's own import would pull librosa
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError("speechmos is not installed")
-    return Path(next(iter(spec.submodule_search_locations))) / FILES[kind]
+    return weights_in("speechmos", FILES[kind])
 
 
 class _Convs(nn.Module):

@@ -4,7 +4,8 @@ Two encoders are embedded, small enough to ship with the package. Speaker: a TDN
 pooling, as ECAPA-TDNN (Desplanques et al. 2020) with its squeeze-excitation and multi-scale splits left out. Speech: dilated residual
 convolutions on log-mels that predict cluster labels of clean speech from noisy input, as HuBERT (Hsu et al. 2021) with convolutions
 for the transformer; the logits are the feature. Neither replaces the large encoders of the literature (give those by Hub id or
-folder); they make the rewards work with nothing downloaded. ``examples/train-embedded-encoders.py`` trains both.
+folder); they make the rewards work with nothing downloaded. ``examples/train-embedded-encoders.py`` trains both. Between the two stands
+Resemblyzer's speaker encoder, whose weights lie in a package of 16 MB.
 
 Every clip enters at -25 dBFS, so its level earns nothing. Clips of equal length share a batch, and the last results are remembered.
 """
@@ -16,6 +17,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -27,9 +29,9 @@ from torch.nn import functional as F
 from rlspeech.files import parse_json
 from rlspeech.models.folder import loading, pretrained, read_weights
 from rlspeech.models.hub import embedded_path
-from rlspeech.models.spectra import LogMel, level_normalise
+from rlspeech.models.spectra import LogMel, level_normalise, mel_filters
 from rlspeech.rewards.base import FOLDER_HINT
-from rlspeech.types import Sample, Score
+from rlspeech.types import Sample, Score, UserError
 
 LEVEL_DBFS = -25.0
 MAX_SAMPLES = 16 * 160000  # of one batch: 16 clips of 10 s
@@ -130,6 +132,37 @@ class SpeechNet(nn.Module):
         return (hidden - cast(Tensor, self.mean)) / cast(Tensor, self.std)
 
 
+class Ge2eNet(nn.Module):
+    """Resemblyzer's speaker embedding, GE2E (Wan et al. 2018): (N, T) at 16 kHz -> (N, 256) of length 1.
+
+    Three LSTMs read mel powers in stretches of 1.6 s, 1.3 of which start a second (the last one is left out where the clip fills less
+    than 3/4 of it); their embeddings are averaged. Clips below 1.6 s are followed by zeros, as in the package. Otherwise than there,
+    long silences are not cut out first, which would take webrtcvad; and loud clips too are brought to -30 dBFS, so that level earns
+    nothing: there they stay loud.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.linear = nn.LSTM(40, 256, 3, batch_first=True), nn.Linear(256, 256)
+        self.register_buffer("window", torch.hann_window(400), persistent=False)
+        self.register_buffer("bank", mel_filters(16000, 400, 40).contiguous(), persistent=False)
+
+    def forward(self, wav: Tensor) -> Tensor:
+        """Args: wav (N, T); rows are at least 0.1 s long and none is padded."""
+        hop, span, step, samples = 160, 160, 77, wav.shape[-1]
+        starts = [*range(0, max(1, samples // hop + 1 - span + step + 1), step)]  # in frames
+        if len(starts) > 1 and samples - starts[-1] * hop < 0.75 * span * hop:
+            starts.pop()
+        wav = wav * (10.0 ** (-30.0 / 20.0) / wav.square().mean(-1, keepdim=True).add(1e-12).sqrt())
+        wav = F.pad(wav, (0, max(0, (starts[-1] + span) * hop - samples)))
+        spec = torch.stft(wav, 400, hop, 400, cast(Tensor, self.window), pad_mode="constant", return_complex=True)
+        mel = (cast(Tensor, self.bank) @ torch.view_as_real(spec).square().sum(-1)).transpose(1, 2)
+        parts = torch.stack([mel[:, s : s + span] for s in starts], 1)  # (N, P, 160, 40)
+        hidden = self.lstm(parts.flatten(0, 1))[1][0][-1]
+        each = F.normalize(F.relu(self.linear(hidden)), dim=-1).unflatten(0, (len(wav), len(starts)))
+        return F.normalize(each.mean(1), dim=-1)
+
+
 def save_embedded(folder: Path, net: nn.Module) -> None:
     """Write ``config.json`` and ``model.safetensors`` (float16, half the size; the rounding is below the net's noise)."""
     from safetensors.torch import save_file
@@ -218,7 +251,7 @@ def load_encoder(
     """Load an encoder: the model in evaluation mode, its feature extractor (None where it has none), and its version.
 
     Args:
-        name: Hub id or folder of a transformers model; None or "embedded" takes the embedded encoder.
+        name: Hub id or folder of a transformers model; None or "embedded" takes the embedded encoder; of speakers also "resemblyzer".
         embedded: that encoder's folder below ``assets``.
         classes: names of transformers classes; the one that the config names is taken, else the first.
         device: where it runs.
@@ -230,6 +263,13 @@ def load_encoder(
     if name in (None, "embedded"):
         folder = embedded_path(embedded)
         return load_embedded(folder, device), None, f"embedded-{digest(folder / 'model.safetensors')}"
+    if name == "resemblyzer" and embedded == "speaker":
+        with loading(f"the {what} {name!r}", "pip install --no-deps resemblyzer"):
+            path, net = weights_in("resemblyzer", "pretrained.pt"), Ge2eNet()
+            state = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
+            net.load_state_dict({k: v for k, v in state.items() if not k.startswith("similarity")})
+        net.requires_grad_(False).eval().lstm.train()  # it has no dropout, and cuDNN gives gradients of nothing else
+        return net.to(device), None, f"resemblyzer-{digest(path)}"
     import transformers
 
     with loading(f"the {what} {name!r}", FOLDER_HINT):
@@ -241,6 +281,26 @@ def load_encoder(
         except (OSError, ValueError):
             extractor = None
     return model.requires_grad_(False).eval().to(device), extractor, str(name)
+
+
+def weights_in(package: str, file: str) -> Path:
+    """A file of an installed package, which is not imported: what it would import is not needed here.
+
+    Raises:
+        ImportError: the package is not installed.
+        UserError: it has no such file.
+    """
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(f"{package} is not installed")
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    if not (folder / file).is_file():
+        what, why = f"the package {package} in {folder.parent} has no {file}", "another package may have the same name"
+        why += ": torch.hub's SpeechMOS brings one to where it is cached" if package == "speechmos" else ""
+        raise UserError(
+            what, why, f"take {folder.parent} out of PYTHONPATH, or pip install --force-reinstall {package}"
+        )
+    return folder / file
 
 
 @lru_cache(maxsize=8)
@@ -261,8 +321,8 @@ class SpeakerSimilarity:
     """``speaker_similarity``: the cosine between the speaker embeddings of a waveform and of its reference.
 
     Args:
-        encoder: Hub id or folder of a transformers x-vector model, e.g. ``microsoft/wavlm-base-plus-sv``; None or "embedded" is the
-            embedded encoder.
+        encoder: Hub id or folder of a transformers x-vector model, e.g. ``microsoft/wavlm-base-plus-sv``; "resemblyzer" reads the
+            weights in the package of that name; None or "embedded" is the embedded encoder.
         device: where it runs.
 
     Raises:

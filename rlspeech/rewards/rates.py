@@ -123,12 +123,7 @@ class Rate:
 
 WER_HELP = "word error rate in %: errors per 100 reference words (characters in writing without spaces), "
 WER_HELP += "over utterances in which something is said"
-KEYWORDS = ("keywords_both", "keywords_said", "keywords_heard")
-BOTH, SAID, HEARD = KEYWORDS
-PRECISION_HELP = "% of the keywords in the outputs that were said"
-RECALL_HELP = "% of the keywords that were said that are in the outputs"
-SYMBOLS_HELP = "% of outputs, of speech or not, that are tags in brackets or signs without a word"
-CASED_HELP = "% of outputs of speech that have capitals among small letters, or punctuation"
+BOTH, SAID, HEARD = KEYWORDS = ("keywords_both", "keywords_said", "keywords_heard")
 RATES = (
     Rate("wer", "errors", "words", False, WER_HELP),
     Rate("substitutions", "substitutions", "words", False, "per 100 reference words"),
@@ -136,13 +131,13 @@ RATES = (
     Rate("insertions", "insertions", "words", False, "per 100 reference words"),
     Rate("cer", "character_errors", "characters", False, "character error rate in %"),
     Rate("exact", "exact", "spoken", True, "% of utterances without an error"),
-    Rate("keyword_precision", BOTH, HEARD, True, PRECISION_HELP),
-    Rate("keyword_recall", BOTH, SAID, True, RECALL_HELP),
+    Rate("keyword_precision", BOTH, HEARD, True, "% of the keywords in the outputs that were said"),
+    Rate("keyword_recall", BOTH, SAID, True, "% of the keywords that were said that are in the outputs"),
     Rate("keyword_f1", f"{BOTH} {BOTH}", f"{SAID} {HEARD}", True, "of all keywords together, in %"),
     Rate("hallucinated", "hallucinated", "judged", False, "% of utterances that a rule calls a hallucination"),
     Rate("empty_output", "empty", "silent", True, "% of recordings without words for which nothing at all is written"),
-    Rate("symbols", "symbols", "outputs", False, SYMBOLS_HELP),
-    Rate("cased", "cased", "written", True, CASED_HELP),
+    Rate("symbols", "symbols", "outputs", False, "% of outputs that hold signs or tags in brackets, but no word"),
+    Rate("cased", "cased", "written", True, "% of outputs of speech with capitals among small letters, or punctuation"),
     Rate("inserted_words", "inserted", "silent", False, "words written per recording without words", 1.0),
 )
 

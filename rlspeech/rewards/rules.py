@@ -18,10 +18,10 @@ The rules of a hallucination, each on its own (``detail`` names those that fired
 A translation into the same script, or as many words as were said and all of them others, is caught by the error rate only. An empty
 hypothesis of words that were said is error rate 1; an empty hypothesis of silence is right.
 
-Empty is what holds nothing but white space as it was written. A normaliser must not decide it: one that erases ``>>``, ``♪``, ``(gentle
-music)`` or ``[BLANK_AUDIO]`` would call them silence, and a policy finds that out in forty steps. So where nothing is said, a hypothesis
-that normalises to nothing is judged by its raw words, one insertion each. Where something is said, tags and signs are what the normaliser
-makes of them: no words for ``english-2``, words for ``basic-3`` if they have letters. ``empty="normalised"`` is the older rule (rules-1).
+Empty is what holds nothing but white space as it was written. A normaliser that erases ``>>``, ``♪`` or ``[BLANK_AUDIO]`` would make
+silence of them, and a policy finds that out. So where nothing is said, a hypothesis that normalises to nothing is judged by its raw words,
+one insertion each. Where something is said, tags and signs are what the normaliser makes of them: no words for ``english-2``, words for
+``basic-3`` if they have letters. ``empty="normalised"`` is the older rule (rules-1).
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Hallucinations:
         insertion_run_characters: the same where units are characters.
         length_ratio, length_constant: longest hypothesis, in units of the reference.
         script_share: of the hypothesis's units in the foreign script.
+        empty: which hypothesis is: "raw" (rules-2) or "normalised" (rules-1), see the module.
     """
 
     rules: str = "all"
@@ -70,11 +71,14 @@ class Hallucinations:
     length_ratio: float = 1.5
     length_constant: int = 5
     script_share: float = 0.7
+    empty: str = "raw"
 
     def __post_init__(self) -> None:
         if unknown := set(self.rules.split("+")) - {*RULES, "all", "none"}:
             what, hint = f"unknown hallucination rule {', '.join(sorted(unknown))}", f"{'+'.join(RULES)}, all or none"
             raise UserError(what, "", hint)
+        if self.empty not in EMPTY:
+            raise UserError(f"empty={self.empty} is no rule", "", f"empty={' or '.join(EMPTY)}")
         repeats = min(self.repeats, self.repeats_one, self.character_repeats)
         if repeats < 2 or min(self.ngram, self.insertion_run, self.loop_excess) < 1:
             what = "these thresholds would call every text a hallucination"
@@ -102,10 +106,9 @@ class Hallucinations:
         hyp = found.hypothesis
         if found.insertions + found.substitutions < self.loop_excess or len(set(hyp)) == len(hyp):
             return False
-        loops = self._loops(hyp)
+        wrong = [(o[3], o[4]) for o in found.ops if o[0] in ("replace", "insert")]
         of_reference = max(((end - start) // n for n, start, end in self._loops(found.reference)), default=0)
-        for n, start, end in loops:
-            wrong = [(o[3], o[4]) for o in found.ops if o[0] in ("replace", "insert")]
+        for n, start, end in self._loops(hyp):
             unmatched = sum(max(0, min(end, b) - max(start, a)) for a, b in wrong)
             if unmatched >= self.loop_excess * n and (end - start) // n >= of_reference + self.loop_excess:
                 return True
@@ -125,17 +128,15 @@ class Hallucinations:
         """The script of most units: a Chinese character weighs as much as a word; kana count as Han, which Japanese mixes freely."""
         if all(u.isascii() for u in (*found.hypothesis, *found.reference)):
             return False
-        theirs, ours = ([_script(u) for u in units if script_of(u)] for units in (found.hypothesis, found.reference))
+        theirs, ours = (
+            [{"kana": "han"}.get(s, s) for u in units if (s := script_of(u))]
+            for units in (found.hypothesis, found.reference)
+        )
         if not theirs or not ours:
             return False
         main = max(sorted(set(theirs)), key=theirs.count)
         foreign = theirs.count(main) >= self.script_share * len(theirs)
         return foreign and ours.count(main) <= (1 - self.script_share) * len(ours)
-
-
-def _script(unit: str) -> str:
-    script = script_of(unit)
-    return "han" if script == "kana" else script
 
 
 def _repetitions(sequence: Sequence[str], longest: int) -> Iterator[tuple[int, int, int]]:
@@ -206,24 +207,16 @@ class TextRules:
         normaliser: of both texts, see ``rlspeech.data.text``.
         language: of the texts; None: the manifest's ``language`` column, else by script.
         low: lower bound of the accuracy, and the accuracy of anything written where nothing is said; None: no bound.
-        empty: which hypothesis is: "raw" (rules-2) or "normalised" (rules-1), see the module.
         thresholds: of ``Hallucinations``.
     """
 
     def __init__(
-        self,
-        normaliser: str = "basic-3",
-        language: str | None = None,
-        low: float | None = -1.0,
-        empty: str = "raw",
-        **thresholds: Any,
+        self, normaliser: str = "basic-3", language: str | None = None, low: float | None = -1.0, **thresholds: Any
     ) -> None:
-        if empty not in EMPTY:
-            raise UserError(f"empty={empty} is no rule", "", f"empty={' or '.join(EMPTY)}")
         self._normaliser, self._language, self._low = normaliser, language, low
         self._normalise = lru_cache(CACHE)(get_normaliser(normaliser))
         self._rules = Hallucinations(**thresholds)
-        self._raw, self.version = empty == "raw", f"rules-{EMPTY[empty]}, text {normaliser}"
+        self.version = f"rules-{EMPTY[self._rules.empty]}, text {normaliser}"
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
         """One alignment a sample, then the columns; ``detail`` holds the texts, the counts and the rules that fired."""
@@ -235,8 +228,8 @@ class TextRules:
         texts = self._normalise(sample.text or ""), self._normalise(raw)
         language = self._language or sample.columns.get("language")
         language = language if isinstance(language, str) else None
-        nothing = self._raw and not any(texts)
-        found = align(units(texts[0], language), raw.split() if nothing else units(texts[1], language))
+        judged = raw if self._rules.empty == "raw" and not any(texts) else texts[1]
+        found = align(units(texts[0], language), units(judged, language))
         fired = self._rules.fired(found, written_in_characters(texts[0] or texts[1], language))
         keywords = [units(self._normalise(k), language) for k in keywords_of(sample.columns)]
         return Judged(found, fired, count_keywords(keywords, found) if any(keywords) else None, texts, language, raw)

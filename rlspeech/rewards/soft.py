@@ -4,10 +4,11 @@ Of sampled tokens the token-to-text network answers what a recogniser answers of
 the loop. Of relaxed tokens it is arXiv 2507.05911's objective: R = log-posterior of the text (a mean over its pieces) + the weighted
 log-probabilities of attributes. Both are in nats, so that weights mean the same for every head.
 
-Of enhanced speech it is DNSMOS. Its raw gradient with respect to the waveform is adversarial: eight steps along its sign, no sample moved
-by more than 0.008, lift the score of a noisy clip by a point and nothing audible. It points where this very net, on this very grid of
-frames, is blind, so it is averaged over what does not matter to a listener (the smoothing of arXiv 1706.03825, as part of the objective):
-faint noise, a crop at another phase of the frames, a low-pass. The score that is climbed is the mean over such copies.
+Of enhanced speech it is DNSMOS or DistillMOS. Their raw gradient with respect to the waveform is adversarial: eight steps along the sign
+of DNSMOS's, no sample moved by more than 0.008, lift the score of a noisy clip by a point and nothing audible. It points where this very
+net, on this very grid of frames, is blind, so it is averaged over what does not matter to a listener (the smoothing of arXiv 1706.03825,
+as part of the objective): faint noise, a crop at another phase of the frames, a low-pass. The score that is climbed is the mean over such
+copies.
 
 Measured. Eight such steps on two noisy clips: OVRL from 1.5 to 3.5 by the raw gradient, to 2.2 by that of 4 copies (2.6 by 16), while
 P.808 and PESQ fell in every case. Through the embedded enhancer, 14 steps of 8 clips: OVRL +0.07 by 4 copies and +0.05 raw, PESQ -0.04
@@ -29,6 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rlspeech.data.batches import seed_of
 from rlspeech.data.text import get_normaliser
 from rlspeech.models.token_reward import IGNORED, TokenReward, load_token_reward
+from rlspeech.rewards.distillmos import load_distillmos
 from rlspeech.rewards.dnsmos import HOP, RATE_HZ, P835Net
 from rlspeech.rewards.speech_rules import TextScores
 from rlspeech.types import Relaxed, Sample, Score, UserError
@@ -36,8 +38,12 @@ from rlspeech.types import Relaxed, Sample, Score, UserError
 TEXT = "basic-1"  # as the network's training texts are written
 BATCH = 64
 COLUMN = {"sex": "sex", "speaker": "speaker_id"}  # attribute -> the manifest's column that names its value
+MOS = {
+    "dnsmos": "dnsmos_ovrl",
+    "distillmos": "distillmos",
+}  # what of enhanced speech is differentiable -> the column that scores it
 LEVEL_DBFS = -25.0
-SHORTEST = RATE_HZ // 5  # samples that DNSMOS needs
+SHORTEST = RATE_HZ // 5  # samples that the nets need
 NOISE_DB = (25.0, 40.0)  # of a copy's noise below its speech
 CROP = 0.1  # longest part of the clip that a copy lacks
 PASS_HZ = (5000.0, 8000.0)  # where a copy is 3 dB down
@@ -179,20 +185,25 @@ def _mean(values: Tensor, rows: Tensor) -> float:
     return float(values.detach()[rows].mean()) if bool(rows.any()) else float("nan")
 
 
-class SoftDnsmos:
-    """OVRL of DNSMOS P.835 on the clip as it is, its mean over ``copies`` altered copies.
+class SoftMos:
+    """A predicted MOS of the clip, its mean over ``copies`` altered copies.
 
     Args:
+        name: "dnsmos", OVRL of P.835 on the clip as it is, or "distillmos".
         copies: 1 is the clip itself: the raw gradient.
         device: where the net goes.
+
+    Raises:
+        ImportError: the package with the weights is not installed.
     """
 
-    def __init__(self, copies: int = 4, device: torch.device | str = "cpu") -> None:
-        self.copies, self.net = copies, P835Net(level_dbfs=LEVEL_DBFS).to(device)
+    def __init__(self, name: str = "dnsmos", copies: int = 4, device: torch.device | str = "cpu") -> None:
+        self.copies, self.column = copies, MOS[name]
+        self.net = load_distillmos(device) if name == "distillmos" else P835Net(level_dbfs=LEVEL_DBFS).to(device)
         self.last: dict[str, float] = {}
 
     def score_soft(self, relaxed: Relaxed, samples: Sequence[Sample]) -> Tensor:
-        """OVRL (n,) of waveforms (n, T), with gradient; nan for silence and for less than 0.2 s. See ``types.SoftReward``."""
+        """MOS (n,) of waveforms (n, T), with gradient; nan for silence and for less than 0.2 s. See ``types.SoftReward``."""
         wavs, scores = relaxed.soft, list[Tensor]()
         for wav, real, sample in zip(wavs, relaxed.mask, samples, strict=True):
             own = resampled(wav[: int(real.sum())].float(), sample.sample_rate)
@@ -200,9 +211,10 @@ class SoftDnsmos:
                 scores.append(own.new_tensor(torch.nan))
                 continue
             seeds = [seed_of(relaxed.seed, sample.key, c) for c in range(self.copies)]
-            scores.append(self.net(altered(own, seeds) if self.copies > 1 else own[None])[:, 2].mean())
+            rated = self.net(altered(own, seeds) if self.copies > 1 else own[None])
+            scores.append((rated[:, 2] if rated.ndim == 2 else rated).mean())
         score = torch.stack(scores) if scores else wavs.new_zeros(0)
-        self.last = {"dnsmos_ovrl": float(score.detach().nanmean())}
+        self.last = {self.column: float(score.detach().nanmean())}
         return score
 
 

@@ -31,6 +31,8 @@ PACKAGES = (
 OPTIONAL = {
     "pesq": "PESQ",
     "torchaudio": "SQUIM",
+    "distillmos": "a second MOS, the guard of DNSMOS",
+    "resemblyzer": "a better speaker encoder",
     "tensorboard": "curves in TensorBoard",
     "wandb": "curves in Weights & Biases",
     "pocketsphinx": "a recogniser for wer",
@@ -305,6 +307,8 @@ FEATURES = (
     Feature("mouths tracked by MediaPipe", "prepare lips --landmarks FILE", {"mediapipe": "mediapipe"}),
     Feature("PESQ", "--reward pesq", {"pesq": "'rlspeech[pesq]'"}),
     Feature("SQUIM", "--reward squim", TORCHAUDIO),
+    Feature("DistillMOS", "--reward distillmos", {"distillmos": "--no-deps distillmos"}),
+    Feature("Resemblyzer", "--reward spk_sim[encoder=resemblyzer]", {"resemblyzer": "--no-deps resemblyzer"}),
     Feature("a second recogniser", "--recogniser pocketsphinx", {"pocketsphinx": "'rlspeech[asr]'"}),
     Feature("curves in TensorBoard", "--set tracker=tensorboard", {"tensorboard": "'rlspeech[tracking]'"}),
     Feature("curves in Weights & Biases", "--set tracker=wandb", {"wandb": "wandb"}),

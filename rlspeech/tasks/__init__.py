@@ -6,10 +6,12 @@ have are refused with the tasks that have them, those not given are filled in.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel
 
+from rlspeech import log
 from rlspeech.config import RL, GuardSpec, RewardSpec
 from rlspeech.plugins import load, load_function
 from rlspeech.tasks.owners import TASKS, check_owners
@@ -69,8 +71,12 @@ def check_settings(config: RL, task: Task) -> list[str]:
         why = "its rewards count the errors of a text, and a count has no gradient; "
         why += "what has one is the likelihood of a known text, which is supervised training"
         raise UserError(what, why, "--algo grpo, or --set policy_weight=0 --set supervised_weight=1")
-    unused = [r.name for r in config.rewards if ":" not in config.task and not r.name.startswith(task.climbs)]
-    if config.algo == "diffro" and config.policy_weight and unused:
+    unused = [] if config.algo != "diffro" or ":" in config.task else [r.name for r in config.rewards]
+    if unused:
+        families = tuple(r.name.partition("_")[0] for r in task.climbed_rewards(config))
+        climbed = tuple(name for name in task.climbs if name.startswith(families))
+        unused = [name for name in unused if not name.startswith(climbed)]
+    if config.policy_weight and unused:
         why = f"diffro follows the gradient of {task.climbed(config)} alone"
         hint = f"--guard {unused[0]} measures it; leave out --reward, or train with --algo grpo"
         raise UserError(f"--reward {', '.join(unused)} would not be trained", why, hint)
@@ -97,22 +103,47 @@ def _filled(config: RL, task: Task) -> RL:
 def complete(config: RL, task: Task) -> RL:
     """Fill in what is the task's own: settings that were not given, the default composition, and guards.
 
-    Default guards that are rewarded, or cannot be computed here, are left out.
+    Default guards that are rewarded, or cannot be computed here, are left out; guards that are asked for as ``NAME?`` where they cannot.
+    Where DNSMOS is rewarded, DistillMOS is such a default guard: either is raised by its own gradient while the other falls.
 
     Raises:
         UserError: settings of another task.
     """
     from rlspeech.rewards.base import available
+    from rlspeech.rewards.catalogue import ALIASES
 
     check_settings(config, task)
     alone, config = config.algo == "diffro", _filled(config, task)
-    rewards = config.rewards or (task.climbed_rewards(config) if alone else list(task.default_rewards))
-    named = {r.name for r in rewards} | {
-        column for entry, why_not in available() if why_not for column in entry.columns
-    }
+    climbed = task.climbed_rewards(config) if "diffro" in config.algo else []
+    rewards = config.rewards or (climbed if alone else list(task.default_rewards))
+    missing = {column: why_not for entry, why_not in available() if why_not for column in entry.columns}
+    named = {ALIASES.get(r.name, r.name) for r in rewards}
     watched: dict[str, float | None] = {**dict.fromkeys(task.default_guards), **task.guard_limits}
     watched |= task.diffro_guards if alone else {}
+    raised = {ALIASES.get(r.name, r.name) for r in [*rewards, *climbed] if r.weight and config.policy_weight}
+    if any("dnsmos" in name for name in raised) and "distillmos" not in named:
+        watched["distillmos?"] = None
     guards = config.guards
     if "guards" not in config.model_fields_set:  # an empty list that is given means none
-        guards = [GuardSpec(name=n, max_drop=drop) for n, drop in watched.items() if n not in named]
+        guards = [GuardSpec(name=n, max_drop=drop) for n, drop in watched.items() if n not in {*named, *missing}]
+    guards = [*_computable(guards, {**missing, **dict.fromkeys(named, "it is rewarded")}, config.out)]
     return config.model_copy(update={"rewards": rewards, "guards": guards})
+
+
+def _computable(guards: list[GuardSpec], missing: Mapping[str, str], out: str | None) -> Iterator[GuardSpec]:
+    """Leave out, with a line, what is asked for as ``NAME?`` and cannot be computed; a run that goes on has the guards it began with."""
+    from rlspeech.rewards.catalogue import ALIASES
+    from rlspeech.run import settings_of
+
+    before = settings_of(out).get("guards") if out else None
+    for guard in guards:
+        name = guard.name.removesuffix("?")
+        if name != guard.name:
+            why = missing.get(ALIASES.get(name, name.partition("[")[0]))
+            if isinstance(before, list):
+                known = any(isinstance(g, dict) and g.get("name") == name for g in before)
+                why = "" if known else f"{out} began without it"
+            if why:
+                log.say(f"the guard {name} is left out: {why}")
+                continue
+        yield guard.model_copy(update={"name": name})

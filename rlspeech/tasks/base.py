@@ -56,9 +56,7 @@ class Task:
     part: ClassVar[str]  # of ``Pretrain``: the settings of the ``network``
     network: ClassVar[Any]
     soft: ClassVar[frozenset[str]] = frozenset()  # those that weights do not depend on
-    default_rewards: ClassVar[
-        tuple[RewardSpec, ...]
-    ] = ()  # of ``rl`` and ``eval`` where none are given, as the next two
+    default_rewards: ClassVar[tuple[RewardSpec, ...]] = ()  # where none are given, as the next two
     default_guards: ClassVar[tuple[str, ...]] = ()
     default_metrics: ClassVar[tuple[str, ...]] = ()
     guard_limits: ClassVar[dict[str, float]] = {}  # how far a default guard may drop before the run is stopped
@@ -204,7 +202,7 @@ class EnhancementTask(Task):
     settings = frozenset("change_weight clip_s diffro.smooth explore probe_settings ratio reduction systems".split())
     valid_metrics = ("estoi", "si_sdr", "dnsmos_ovrl")
     relaxes = True
-    climbs = ("dnsmos_ovrl", "dnsmos_fast_ovrl")
+    climbs = ("dnsmos_ovrl", "dnsmos_fast_ovrl", "distillmos")
     diffro_defaults: ClassVar[dict[str, Any]] = {"group": 1, "kl_beta": 0.1, "lr": 3e-4}
     diffro_guards: ClassVar[dict[str, float | None]] = {
         **{"pesq_wb": 0.1, "estoi": 0.02},
@@ -212,21 +210,22 @@ class EnhancementTask(Task):
     }
 
     def climbed(self, config: RL) -> str:
-        return f"DNSMOS, {config.diffro.smooth} altered copies"
+        return f"{self.climbed_rewards(config)[0].name}, {config.diffro.smooth} altered copies"
 
     def climbed_rewards(self, config: RL) -> list[RewardSpec]:
-        return [RewardSpec(name="dnsmos_ovrl", scale="none")]  # as published
+        name = "distillmos" if config.diffro.reward == "distillmos" else "dnsmos_ovrl"  # as published
+        return [RewardSpec(name=name, scale="none")]
 
     def soft_reward(self, config: RL, device: torch.device | str = "cpu") -> SoftReward:
-        from rlspeech.rewards.soft import SoftDnsmos
+        from rlspeech.rewards.soft import MOS, SoftMos
 
-        if (name := config.diffro.reward) not in {"embedded", "dnsmos"}:
+        if (name := config.diffro.reward.replace("embedded", "dnsmos")) not in MOS:
             what = f"no differentiable reward of {config.task} is called {name!r}"
-            raise UserError(what, "", "--set diffro.reward=dnsmos")
+            raise UserError(what, f"known: {', '.join(MOS)}", "--set diffro.reward=dnsmos")
         try:
-            return SoftDnsmos(config.diffro.smooth, device)
+            return SoftMos(name, config.diffro.smooth, device)
         except ImportError as error:
-            raise UserError("DNSMOS cannot be computed here", str(error), "pip install speechmos onnx") from error
+            raise UserError(f"{name} cannot be computed here", str(error), "rlspeech doctor") from error
 
     def validate(self, model: Any, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> Numbers:
         samples = enhance_clips(self.enhancer(model, seed=seed), clips)

@@ -108,7 +108,7 @@ def test_precision_longest_stretch_and_weights_are_said(folder, listener, tmp_pa
     assert len(versions) == 2
 
 
-def test_folders_that_are_no_describers(folder, tmp_path):
+def test_folders_that_are_no_describers_and_bad_options(folder, tmp_path):
     with pytest.raises(UserError, match="nothing"):
         get_describer(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="describer"):
@@ -118,12 +118,9 @@ def test_folders_that_are_no_describers(folder, tmp_path):
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot load"):
         get_describer(str(torn))
-
-
-@pytest.mark.parametrize("options", [{"dtype": "int3"}, {"batch": 0}, {"max_s": 0.0}, {"max_new_tokens": 0}])
-def test_bad_options_are_refused(folder, options):
-    with pytest.raises(UserError):
-        AudioLlm(str(folder), **options)
+    for options in ({"dtype": "int3"}, {"batch": 0}, {"max_s": 0.0}, {"max_new_tokens": 0}):
+        with pytest.raises(UserError):
+            AudioLlm(str(folder), **options)
 
 
 def test_code_of_a_checkpoint_is_not_run(folder, tmp_path):

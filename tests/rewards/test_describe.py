@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from rlspeech.rewards.llm.describe import MAX_TEXT, clean_answer, read_prompts, without_thoughts
-from rlspeech.rewards.llm.judge import get_describer
 from rlspeech.types import UserError
 
 
@@ -68,8 +67,3 @@ def test_thoughts_are_kept_in_the_text_but_no_answer_and_length_is_bounded():
     assert without_thoughts("opened by the template </think> Fair.") == "Fair."
     said = clean_answer("good\x1b[31m\x00 speech " + "x" * 10 * MAX_TEXT)
     assert said.text is not None and len(said.text) == MAX_TEXT and "\x1b" not in said.text and "\x00" not in said.text
-
-
-def test_other_schemes_are_no_addresses():
-    with pytest.raises(UserError, match="file:///etc/passwd"):
-        get_describer("file:///etc/passwd")

@@ -110,13 +110,15 @@ THERE |= {
 }
 THERE |= {"4 stars": 4, "MOS: 2.8": 2.8, "4 stars out of 5": 4, "Noise 2/5, distortion 4/5, overall quality 3/5.": 3}
 THERE |= {"It sounds fine. 4/5 overall.": 4, "Final rating: **2/5**": 2, "<think>maybe 2/5</think>4/5": 4}
-THERE |= {"4/5. Yes, 4/5.": 4, "<think>Overall: 1/5": None}
+OWN = "<think>intelligibility 4/5, distortion 2/5, overall quality 3/5</think> The speech is acceptable."
+THERE |= {"4/5. Yes, 4/5.": 4, "<think>Overall: 1/5": None, OWN: None}
 
 
 @pytest.mark.parametrize(("text", "expected"), THERE.items())
 def test_ratings_that_are_there(text, expected):
     score = read_rating(text)
     assert (score.value if score else None) == expected
+    assert text != OWN or read_rating(text, thoughts=True).value == 3  # some judges rate in thoughts
 
 
 NONE = ["The speech is good.", "There are 3 speakers and 2 dogs.", "noise: 2/5, distortion: 4/5", "Intelligibility 4/5"]
@@ -129,12 +131,6 @@ OUTSIDE = ["7/5", "0/5", "overall quality: 9", "-1", "Rating: 100", "6 stars"]
 def test_ratings_that_are_not_there_and_those_out_of_range(text):
     score = read_rating(text)
     assert score is None if text in NONE else score.value is None and "outside" in (score.error or "")
-
-
-def test_judges_that_put_their_numbers_into_thoughts():
-    text = "<think>intelligibility 4/5, distortion 2/5, overall quality 3/5</think> The speech is acceptable."
-    assert read_rating(text) is None
-    assert read_rating(text, thoughts=True).value == 3
 
 
 def test_odd_texts_are_read_quickly():

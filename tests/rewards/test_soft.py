@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rlspeech.config import RL, DiffRO
 from rlspeech.models.token_reward import save_token_reward
 from rlspeech.rewards.scorer import Scorer
-from rlspeech.rewards.soft import SoftDnsmos, SoftTokenReward, TokenText, altered, resampled
+from rlspeech.rewards.soft import SoftMos, SoftTokenReward, TokenText, altered, resampled
 from rlspeech.tasks import get_task
 from rlspeech.types import Relaxed, Sample, UserError
 
@@ -38,7 +38,7 @@ def test_one_copy_is_the_score_of_the_clip_as_it_is() -> None:
     from rlspeech.rewards.dnsmos import FastDnsmos
 
     made, samples = relaxed(voice(1.0), voice(0.8, 1))
-    soft = SoftDnsmos(copies=1)
+    soft = SoftMos(copies=1)
     value = soft.score_soft(made, samples)
     fast = [row["dnsmos_fast_ovrl"].value for row in FastDnsmos(engine="torch").compute(samples, ["dnsmos_fast_ovrl"])]
     torch.testing.assert_close(value.detach(), torch.tensor(fast, dtype=torch.float32), atol=2e-3, rtol=0)
@@ -51,7 +51,7 @@ def test_copies_are_functions_of_seed_and_key_alone_and_near_the_clip() -> None:
     wav = voice(1.0)
     one, two = altered(wav, [3, 4]), altered(wav, [4])
     assert torch.equal(one[1], two[0]) and not torch.equal(one[0], one[1]) and one.shape == (2, 14400)
-    soft = SoftDnsmos(copies=3)
+    soft = SoftMos(copies=3)
     made, samples = relaxed(wav, voice(1.0, 1))
     together, other = soft.score_soft(made, samples).detach(), soft.score_soft(made._replace(seed=1), samples).detach()
     alone = soft.score_soft(*relaxed(wav)).detach()
@@ -63,7 +63,7 @@ def test_copies_are_functions_of_seed_and_key_alone_and_near_the_clip() -> None:
 
 def test_what_cannot_be_scored_is_nan_and_spoils_no_gradient() -> None:
     made, samples = relaxed(voice(1.0), torch.zeros(RATE), voice(0.1))
-    value = SoftDnsmos(copies=2).score_soft(made, samples)
+    value = SoftMos(copies=2).score_soft(made, samples)
     assert value.isnan().tolist() == [False, True, True]
     grad = torch.autograd.grad(torch.where(value.isfinite(), value, 0.0).sum(), made.soft)[0]
     assert bool(grad.isfinite().all()) and float(grad[0].abs().sum()) > 0 and float(grad[1:].abs().max()) == 0
@@ -79,7 +79,7 @@ def test_other_rates_are_brought_to_16_khz() -> None:
 
 def test_by_task() -> None:
     made = get_task("avse").soft_reward(RL(task="avse", algo="diffro", diffro=DiffRO(smooth=2)))
-    assert isinstance(made, SoftDnsmos) and made.copies == 2 and not any(p.requires_grad for p in made.net.parameters())
+    assert isinstance(made, SoftMos) and made.copies == 2 and not any(p.requires_grad for p in made.net.parameters())
     with pytest.raises(UserError, match="pesq"):
         get_task("flowse").soft_reward(RL(task="flowse", algo="diffro", diffro=DiffRO(reward="pesq")))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -102,6 +104,29 @@ def test_no_guards_are_none_and_not_the_tasks_own() -> None:
     assert asked(["guards=[]"]).guards == [] and asked([]).guards
     again = resolve(RL, flags=asked(["guards=[]"]).model_dump(mode="json"))[0]
     assert complete(again, get_task("flowse")).guards == []
+
+
+def test_a_guard_with_a_question_mark_is_left_out_where_it_cannot_be_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watched(*sets: str) -> list[str]:
+        return [g.name for g in asked(list(sets)).guards]
+
+    absent, found = {"distillmos", "pesq"}, importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n in absent else found(n))
+    guards, dnsmos = "guards=['distillmos?', 'pesq?', lsd]", "rewards=[dnsmos_fast_ovrl=1]"
+    assert watched(guards) == ["lsd"] and "distillmos" not in watched(dnsmos)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: object() if n in absent else found(n))
+    assert watched(guards) == ["distillmos", "pesq", "lsd"] and watched(dnsmos, "guards=[lsd]") == ["lsd"]
+    for sets in (["algo=diffro"], ["algo=grpo+diffro"], [dnsmos], ["rewards=[p808=1]", "task=tts"]):
+        assert watched(*sets)[-1] == "distillmos", sets
+        assert "distillmos" not in watched(*sets, "policy_weight=0", "supervised_weight=1")
+    climbed = ["algo=diffro", "diffro.reward=distillmos"]
+    assert [r.name for r in asked(climbed).rewards] == ["distillmos"] and "dnsmos_ovrl" in watched(*climbed)
+    with pytest.raises(UserError, match="dnsmos_ovrl"):
+        asked([*climbed, "rewards=[dnsmos_ovrl=1]"])
+    (tmp_path / "config.resolved.json").write_text('{"guards": [{"name": "lsd"}]}')  # it goes on as it began
+    assert watched(guards, f"out={tmp_path}") == ["lsd"] and "distillmos" not in watched(dnsmos, f"out={tmp_path}")
 
 
 def test_the_control_says_what_of_a_run_it_leaves_out() -> None:

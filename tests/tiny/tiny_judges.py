@@ -119,11 +119,9 @@ class Server:
 
 
 def form_of(kind: str, body: bytes) -> dict[str, Any]:
-    """A form's fields by name, those of a file as bytes, as the library of mail reads it."""
+    """A form's fields by name, in bytes, as the library of mail reads them."""
     read = email.message_from_bytes(f"Content-Type: {kind}\r\n\r\n".encode() + body, policy=email.policy.HTTP)
-    parts = {p.get_param("name", header="content-disposition"): p for p in read.iter_parts()}
-    raw = {name: part.get_payload(decode=True) for name, part in parts.items()}
-    return {name: raw[name] if part.get_filename() else raw[name].decode() for name, part in parts.items()}
+    return {p.get_param("name", header="content-disposition"): p.get_payload(decode=True) for p in read.iter_parts()}
 
 
 def said(text: Any, **message: Any) -> dict[str, Any]:

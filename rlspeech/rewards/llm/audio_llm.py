@@ -20,7 +20,7 @@ import torch
 
 from rlspeech import log
 from rlspeech.data.audio import resample
-from rlspeech.files import digest_of, parse_json
+from rlspeech.files import digest_of, read_object
 from rlspeech.models.folder import loading, pretrained, quietly
 from rlspeech.models.hub import embedded_path
 from rlspeech.rewards.llm.describe import EMBEDDED, SAMPLE_RATE, Description, clean_answer, read_prompts, wav_bytes
@@ -75,8 +75,8 @@ class AudioLlm:
             what = "the describer's batch, max_new_tokens, temperature or max_s cannot be used"
             raise UserError(what, "one of them is too small")
         path = str(embedded_path("listener")) if name == EMBEDDED else name
-        own = _own_prompt(path)
-        self.prompt = prompt or own or read_prompts()[0]
+        own = read_object(Path(path) / "rlspeech.json").get("prompt")  # the question that a listener was trained on
+        self.prompt = prompt or (own if isinstance(own, str) else "") or read_prompts()[0]
         self.batch, self.temperature, self.seed = batch, temperature, seed
         with quietly(name == EMBEDDED or log.quiet):
             self._processor, self._model, kind = _load(path, _dtype(dtype, device), device, device_map)
@@ -160,16 +160,6 @@ def weights_id(path: str, config: Any) -> str:
         commit = getattr(config, "_commit_hash", None)
         return f"@{str(commit)[:8]}" if commit else ""
     return f"@{digest_of(folder, HEAD)[:8]}"
-
-
-def _own_prompt(path: str) -> str | None:
-    """The question that a listener was trained on, where its folder names one."""
-    try:
-        facts = parse_json((Path(path) / "rlspeech.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    prompt = facts.get("prompt") if isinstance(facts, dict) else None
-    return prompt if isinstance(prompt, str) else None
 
 
 def _dtype(name: str, device: str) -> torch.dtype:

@@ -54,6 +54,9 @@ class Failure(Exception):
     retry: bool = False
     wait_s: float | None = None
 
+    def __str__(self) -> str:
+        return f"endpoint: {self.reason}"
+
 
 class _Stay(urllib.request.HTTPRedirectHandler):
     """Refuses redirects: the key and the audio go where the user said, and nowhere else."""
@@ -120,9 +123,7 @@ class Client:
 
     def each(self, ask: Callable[[np.ndarray, int], Answer], wavs: Sequence[np.ndarray]) -> list[Answer]:
         """Answers to (waveform, its place), several under way at once, in order."""
-        if not wavs:
-            return []
-        with ThreadPoolExecutor(min(self.concurrency, len(wavs)), self.who) as pool:
+        with ThreadPoolExecutor(max(1, min(self.concurrency, len(wavs))), self.who) as pool:
             return list(pool.map(ask, wavs, range(len(wavs))))
 
     def post(self, path: str, body: bytes, kind: str = "application/json") -> Any:
@@ -130,14 +131,12 @@ class Client:
         for attempt in range(self.retries + 1):
             try:
                 reply = self._call(path, body, kind)
-                with self._lock:
-                    self._broken = 0
+                self._broken = 0
                 return reply
             except Failure as failure:
                 with self._lock:
                     self._broken += failure.retry
-                    hopeless = self._broken >= GIVE_UP_AFTER
-                if not failure.retry or attempt == self.retries or hopeless:
+                if not failure.retry or attempt == self.retries or self._broken >= GIVE_UP_AFTER:
                     raise
                 wait_s = self.backoff_s * 2**attempt * (0.75 + 0.5 * random.random())
                 time.sleep(min(MAX_WAIT_S, max(wait_s, failure.wait_s or 0.0)))
@@ -147,13 +146,11 @@ class Client:
         what = f"the server at {self.url} does not name its models"
         try:
             names = [str(m["id"]) for m in self._call("/models", None)["data"]]
-        except Failure as failure:
-            raise UserError(what, failure.reason, self.naming) from failure
-        except (KeyError, TypeError) as error:
-            raise UserError(what, f"{error!r}", self.naming) from error
+        except (Failure, KeyError, TypeError) as error:
+            raise UserError(what, getattr(error, "reason", repr(error)), self.naming) from error
+        what = f"the server at {self.url} serves {len(names)} models"
         if len(names) != 1:
-            why = ", ".join(names[:8])
-            raise UserError(f"the server at {self.url} serves {len(names)} models", why, self.naming)
+            raise UserError(what, ", ".join(names[:8]), self.naming)
         return names[0]
 
     def _call(self, path: str, body: bytes | None, kind: str = "application/json") -> Any:
@@ -192,9 +189,12 @@ class Client:
         except (TimeoutError, urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
             raise Failure(_what(error), retry=not isinstance(error, ValueError)) from None
         try:
-            return json.loads(raw)
+            reply = json.loads(raw)
         except (ValueError, RecursionError):
             raise Failure("the reply is not JSON") from None
+        if isinstance(reply, dict) and isinstance(error := reply.get("error"), dict):
+            raise Failure(str(error.get("message", "error"))[:160])
+        return reply
 
     def _status(self, error: urllib.error.HTTPError) -> Failure:
         """What a status other than 2xx means; the server's words are shortened."""
@@ -256,7 +256,7 @@ class Endpoint(Client):
         try:
             return _content(self.post("/chat/completions", json.dumps(self._question(wav, number)).encode()))
         except Failure as failure:
-            return Description(None, f"endpoint: {failure.reason}")
+            return Description(None, str(failure))
 
     def _question(self, wav: np.ndarray, number: int) -> dict[str, Any]:
         data = base64.b64encode(wav_bytes(wav)).decode("ascii")
@@ -298,13 +298,10 @@ class ServedRecogniser(Client):
         try:
             reply = self.post("/audio/transcriptions", body, kind)
         except Failure as failure:
-            return RuntimeError(f"endpoint: {failure.reason}")
-        error, text = (reply.get(k) if isinstance(reply, dict) else None for k in ("error", "text"))
-        if isinstance(error, dict):
-            return RuntimeError(f"endpoint: {str(error.get('message', 'error'))[:160]}")
+            return failure
+        text = reply.get("text") if isinstance(reply, dict) else None
         if not isinstance(text, str) or len(text) > MAX_TRANSCRIPT:
-            what = f"more than {MAX_TRANSCRIPT} characters" if isinstance(text, str) else "no text in the reply"
-            return RuntimeError(f"endpoint: {what}")
+            return Failure(f"no text in the reply, or one of more than {MAX_TRANSCRIPT} characters")
         return "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
 
 
@@ -332,11 +329,7 @@ def _read(response: Any, until_s: float) -> bytes:
 
 def _content(reply: Any) -> Description:
     """The text of a chat completion, or why there is none."""
-    if not isinstance(reply, dict):
-        return Description(None, "endpoint: the reply is no chat completion")
-    if isinstance(reply.get("error"), dict):
-        return Description(None, f"endpoint: {str(reply['error'].get('message', 'error'))[:160]}")
-    choices = reply.get("choices")
+    choices = reply.get("choices") if isinstance(reply, dict) else None
     if not isinstance(choices, list) or not choices:
         return Description(None, "endpoint: no choices in the reply")
     message = choices[0].get("message") if isinstance(choices[0], dict) else None

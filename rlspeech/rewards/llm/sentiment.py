@@ -153,11 +153,7 @@ def order_labels(labels: Sequence[str], order: str | None, name: str) -> list[in
             raise UserError(f"the given order does not name the labels of {name}", known, "worst first, joined by |")
         return [clean.index(w) for w in wanted]
     numbers = [re.fullmatch(r"(?:score |rating |class )?(\d+)(?: ?stars?)?", c) for c in clean]
-    keys: list[int] = []
-    if all(numbers):
-        keys = [int(m[1]) for m in numbers if m]
-    elif all(c in RANKS for c in clean):
-        keys = [RANKS[c] for c in clean]
+    keys = [int(m[1]) for m in numbers if m] if all(numbers) else [RANKS[c] for c in clean if c in RANKS]
     if len(set(keys)) != len(labels):
         hint = "llm[sentiment_order=descending], or the labels, worst first, joined by |"
         raise UserError(f"the labels of {name} have no known order", known, hint)
@@ -185,9 +181,7 @@ def read_rating(text: str, thoughts: bool = False) -> Score | None:
     if len(found) != 1:
         return None
     (value,) = found
-    if not LOW <= value <= HIGH:
-        return Score(None, f"the rating {value:g} is outside 1 to 5")
-    return Score(value)
+    return Score(value) if LOW <= value <= HIGH else Score(None, f"the rating {value:g} is outside 1 to 5")
 
 
 def _ratings(text: str) -> set[float]:

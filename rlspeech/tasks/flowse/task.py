@@ -40,8 +40,7 @@ class FlowSE(EnhancementTask):
         return RelaxedFlow(adapted, explore, config.reduction, config.seed, last_steps=config.diffro.last_steps)
 
     def climbed(self, config: RL) -> str:
-        d = config.diffro
-        return f"DNSMOS through the last {d.last_steps} step(s), {d.smooth} altered copies"
+        return f"{super().climbed(config)}, through the last {config.diffro.last_steps} step(s)"
 
     def enhancer(self, model: FlowEnhancer, *, seed: int = 0, config: Evaluate | None = None) -> Enhancer:
         nfe, guidance = (config.nfe, config.guidance) if config else (None, None)
