@@ -126,12 +126,10 @@ class Hallucinations:
 
     def _script(self, found: Alignment) -> bool:
         """The script of most units: a Chinese character weighs as much as a word; kana count as Han, which Japanese mixes freely."""
-        if all(u.isascii() for u in (*found.hypothesis, *found.reference)):
+        both = (found.hypothesis, found.reference)
+        if all(u.isascii() for units in both for u in units):
             return False
-        theirs, ours = (
-            [{"kana": "han"}.get(s, s) for u in units if (s := script_of(u))]
-            for units in (found.hypothesis, found.reference)
-        )
+        theirs, ours = ([{"kana": "han"}.get(s, s) for u in units if (s := script_of(u))] for units in both)
         if not theirs or not ours:
             return False
         main = max(sorted(set(theirs)), key=theirs.count)

@@ -192,8 +192,8 @@ class Client:
             reply = json.loads(raw)
         except (ValueError, RecursionError):
             raise Failure("the reply is not JSON") from None
-        if isinstance(reply, dict) and isinstance(error := reply.get("error"), dict):
-            raise Failure(str(error.get("message", "error"))[:160])
+        if isinstance(reply, dict) and isinstance(problem := reply.get("error"), dict):
+            raise Failure(str(problem.get("message", "error"))[:160])
         return reply
 
     def _status(self, error: urllib.error.HTTPError) -> Failure:
