@@ -7,7 +7,7 @@ the installed package ``distillmos`` (MIT), which is not imported: it wants torc
 The score is the package's: windows of 7.68 s that are spread evenly over the clip, at most 1 s apart, each scaled to its peak, are
 averaged. Two things differ. A shorter clip is repeated and cut, where the package appends zeros, which it has not been trained to ignore:
 the same 4 s of speech are rated 0.8 lower with them. And the magnitude has a floor inside its root: without one the gradient of a frame
-of zeros is not a number; scores are the same to 1e-5.
+of zeros is not a number; scores are the same to 1e-5. Such frames keep a steep one, on real clips 40 times that of speech.
 """
 
 from __future__ import annotations
