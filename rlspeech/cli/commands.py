@@ -375,6 +375,17 @@ def scores(
     call("stages.convert:scores", shared, source, to, out or place, system=system)
 
 
+@command(convert, "rlspeech convert hub runs/asr --push user/name")
+def hub(
+    source: Annotated[str, Argument(metavar="RUN", help="Run folder, checkpoint, or output of convert lora.")],
+    push: Annotated[str, Option(metavar="USER/NAME", help="Repository of the Hub, made where there is none.")],
+    public: Annotated[bool, Option("--public", help="Make a new repository public, not private.")] = False,
+    **shared: Any,
+) -> None:
+    """Upload weights and model card to the Hugging Face Hub, with the token in HF_TOKEN or of `hf auth login`."""
+    call("stages.convert:push", shared, source, push, public=public)
+
+
 @command(convert, "rlspeech convert lora runs/asr --to adapter runs/asr-adapter", "device")
 def lora(
     source: Annotated[str, Argument(metavar="RUN", help="Run folder of rlspeech rl, or one of its checkpoints.")],

@@ -43,15 +43,8 @@ ENROLMENT = re.compile(r"(?i)^enrol")
 SNR = re.compile(r"_snr(-?\d+(?:\.\d+)?)(?=_|$)")
 LEVEL = re.compile(r"_tl(-?\d+(?:\.\d+)?)(?=_|$)")
 READER = re.compile(r"_reader_(\d+)")
-LANGUAGES = {
-    "french": "fr",
-    "german": "de",
-    "italian": "it",
-    "mandarin": "zh",
-    "russian": "ru",
-    "spanish": "es",
-    "read_speech": "en",
-}
+LANGUAGES = {"french": "fr", "german": "de", "italian": "it", "mandarin": "zh", "russian": "ru", "spanish": "es"}
+LANGUAGES["read_speech"] = "en"
 
 
 class Dns(Layout):

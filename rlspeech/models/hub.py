@@ -1,9 +1,10 @@
-"""Checkpoints by name, as Hub-shaped folders: ``config.json``, ``model.safetensors``, ``README.md``. No pickles, no network."""
+"""Checkpoints by name, as Hub-shaped folders: ``config.json``, ``model.safetensors``, ``README.md``. No pickles."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -202,6 +203,19 @@ def read_config(folder: Path, task: str = "flowse") -> dict[str, Any]:
         refuse_other(folder, task)
         raise UserError(what, f"model_type is {config.get('model_type')!r}, not {kind.model_type!r}")
     return config
+
+
+@contextmanager
+def hub_client(what: str) -> Iterator[Any]:
+    """``huggingface_hub``, which finds the token itself; its errors, the network's and the server's become a ``UserError`` of ``what``."""
+    import huggingface_hub
+
+    try:
+        yield huggingface_hub
+    except Exception as error:  # they have no class in common
+        why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+        hint = "is the name right, the network there, and HF_TOKEN set for what is private or written?"
+        raise UserError(what, why, hint) from error
 
 
 # ----------------------------------------------------------------------------------------------------- our own layout

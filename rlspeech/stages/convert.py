@@ -6,6 +6,7 @@
     rlspeech convert lora runs/asr --to adapter runs/asr-adapter          # a few MB; peft puts them onto the model it was trained on
     rlspeech convert lora runs/asr --to merged runs/asr-merged            # a plain checkpoint, without trainer state
     rlspeech convert lora runs/asr-adapter --to merged merged             # the way back
+    rlspeech convert hub runs/asr --push user/name                        # weights and model card to the Hugging Face Hub
 
 Outputs are written whole or not at all, and existing files are never overwritten. A run with LoRA keeps its checkpoints merged, with the
 adapter in ``adapter/``, whose names are those of this project's wrapper around a language model; what is written here has the names of
@@ -28,11 +29,15 @@ from typing import Any
 from rlspeech import log
 from rlspeech.files import read_object
 from rlspeech.models.card import HUB_ID, Card, write_card
-from rlspeech.models.hub import KINDS, resolve, task_of
+from rlspeech.models.hub import KINDS, hub_client, resolve, task_of
 from rlspeech.types import UserError
 
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "rlspeech.json"
 STATE = frozenset({"adapter", "state.json", "state.safetensors"})  # what a checkpoint of a run has beside the model
+PUBLISHED = frozenset(
+    {".safetensors", ".json", ".jinja", ".txt", ".model", ".md"}
+)  # weights, settings, tokenizers, the card
+ABSOLUTE = re.compile(r"(?<![\w/:.])(?:/[^/\s\"'`<>|,;()\[\]]+){2,}")  # a path; what stands behind an address is none
 # tasks whose model holds a transformers model under the name ``net``
 WRAPPED = frozenset(task for task, kind in KINDS.items() if kind.tuned and not kind.model_type)
 DRIFT = 2e-3  # of the largest weight: a half-precision copy is nearer than that
@@ -187,7 +192,7 @@ def merge_lora(source: str, to: str, out: str | None, *, device: str = "cpu") ->
     if to not in ("adapter", "merged"):
         raise UserError(f"LoRA cannot be written as {to!r}", "there are: adapter, merged", "--to adapter")
     given = Path(source)
-    exported = (given / CONFIG).is_file() and not (given / "config.json").is_file()
+    exported = _exported(given)
     if exported and to == "adapter":
         raise UserError(f"{source} is an adapter already", "", "--to merged")
     with new_place(out) as (place, final):
@@ -223,6 +228,51 @@ def _facts(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"{checkpoint} has no adapter", why, KINDS[task].use.format(checkpoint))
     size = sum(t.numel() for t in _read_adapter(checkpoint / "adapter").values())
     return {"task": task, "base": str(rl.get("from", "")), "parameters": size}
+
+
+def push(source: str, name: str, *, public: bool = False) -> dict[str, Any]:
+    """Upload weights and card of a checkpoint, or of a folder that ``merge_lora`` wrote, to the repository USER/NAME of the Hub.
+
+    Trainer state stays, and of absolute paths no more than the last two parts goes.
+
+    Returns:
+        ``url``, ``files``, ``left_out``, and ``shortened``: files that held absolute paths.
+
+    Raises:
+        UserError: no checkpoint, no card, a name that is none, or what the network and the Hub raise.
+    """
+    folder = Path(source) if _exported(Path(source)) else resolve(source)
+    every = sorted(folder.iterdir())
+    files = [p.name for p in every if p.is_file() and p.suffix in PUBLISHED and p.name not in STATE]
+    left, shortened = [p.name for p in every if p.name not in files], []
+    if not HUB_ID.fullmatch(name):
+        raise UserError(f"{name!r} is no name of a repository", "", "--push USER/NAME")
+    if "README.md" not in files:
+        raise UserError(
+            f"{folder} has no model card", "README.md is missing", "a checkpoint of rlspeech rl or pretrain"
+        )
+    with tempfile.TemporaryDirectory() as place:
+        for file in files:
+            target = Path(shutil.copyfile(folder / file, Path(place, file)))
+            if file in ("README.md", "config.json", ABOUT, CONFIG):
+                text, n = ABSOLUTE.subn(lambda m: "/".join(m[0].split("/")[-2:]), target.read_text(encoding="utf-8"))
+                target.write_text(text, encoding="utf-8")
+                shortened += [file] if n else []
+        notes = [f"left out: {', '.join(left)}", f"absolute paths are shortened in: {', '.join(shortened)}"]
+        rows = [[file, f"{(folder / file).stat().st_size / 1e6:.2f}"] for file in files]
+        log.table(
+            f"{folder} to {name} ({'public' if public else 'private'}, if it is new)", ["file", "MB"], rows, notes
+        )
+        with hub_client(f"cannot upload {folder} to {name}") as hub, log.waiting("uploading"):
+            api = hub.HfApi()
+            api.create_repo(name, private=not public, exist_ok=True)
+            address = str(api.upload_folder(repo_id=name, folder_path=place, commit_message="Checkpoint of rlspeech"))
+    log.say(f"uploaded: {address}")
+    return {"url": address, "files": files, "left_out": left, "shortened": shortened}
+
+
+def _exported(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def _about(folder: Path) -> dict[str, Any]:

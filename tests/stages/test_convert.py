@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import stat
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -102,6 +104,40 @@ def test_scores_go_out_and_come_back(tmp_path: Path) -> None:
     again.unlink()
     shown = refused("convert", "scores", out, "--to", "rlspeech", again)
     assert "again.meta.json" in shown, "what stands beside it is not written over either"
+
+
+def test_of_a_checkpoint_weights_and_card_are_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, Any] = {}
+
+    class Api:
+        def create_repo(self, name: str, **options: bool) -> None:
+            sent.update(name=name, **options)
+
+        def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> str:
+            if repo_id == "user/down":
+                raise TimeoutError("no answer\nin 10 s")
+            sent.update({p.name: p.read_bytes() for p in Path(folder_path).iterdir()})
+            return f"https://huggingface.co/{repo_id}"
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=Api))
+    folder = tmp_path / "run" / "checkpoints" / "step_000002"
+    shutil.copytree(Path(__file__).parents[1] / "fixtures/pretrain/checkpoints/step_000002", folder)
+    (folder.parent / "latest").write_text(folder.name)
+    card = (folder / "README.md").read_text() + "- **data**: /home/me/speech/train.jsonl, https://a.b/c/d, a/b/c\n"
+    (folder / "README.md").write_text(card)
+    (folder / "metrics.jsonl").write_text("{}")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    for name, hint in (("user", "USER/NAME"), ("user/down", "HF_TOKEN")):
+        assert hint in refused("convert", "hub", tmp_path / "run", "--push", name)
+    summary = called("convert", "hub", tmp_path / "run", "--push", "user/name")
+    assert summary["url"].endswith("user/name") and summary["shortened"] == ["README.md"]
+    assert summary["left_out"] == ["metrics.jsonl", "state.json", "state.safetensors"]
+    assert sent.pop("name") == "user/name" and sent.pop("private") and sent.pop("exist_ok")
+    assert sorted(sent) == summary["files"] == ["README.md", "config.json", "model.safetensors"]
+    assert sent["README.md"].decode() == card.replace("/home/me/speech", "speech")
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    called("convert", "hub", folder, "--push", "user/name", "--public")
+    assert sent["private"] is False
 
 
 # -- adapters and merged checkpoints: three ways to the same answers
