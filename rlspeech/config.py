@@ -212,6 +212,11 @@ class RL(Strict):
     video: Video = conf("right", "avse: shuffled is the control, in which every clip gets the video of another one")
     lora: Lora | None = conf(Lora(), "null trains every weight")
     train_encoder: bool = conf(False, "asr: also train the audio encoder and projector; they then run in every update")
+    suppress: Literal["keep", "allow_empty", "none"] = conf(
+        "keep",
+        "asr: suppress_tokens and begin_suppress_tokens of the model's generation config, in training and in what is saved; allow_empty: all but the stop token, for R2 and texts without words: a Whisper must be able to write nothing; none: neither list",
+    )
+    encoder_cache_mib: Whole = conf(1024, "asr: memory for outputs of a frozen encoder of fixed windows; 0: none")
     precision: Literal["auto", "fp32", "bf16"] = conf(
         "fp32", "asr, tts: of a language model's weights and rollouts; auto: bf16 where a GPU has it"
     )

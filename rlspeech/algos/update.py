@@ -78,9 +78,7 @@ class Experience:
     advantage: Advantage  # with ``value`` (N,), or (N, S)
     seconds: dict[str, float]  # by phase; ``memory_mb/PHASE`` beside them where the device tells
     prompts: list[Any]  # the B prompts
-    base: Columns | None = (
-        None  # (N,) by name, of the base's output for every row's prompt; None where the algorithm needs none
-    )
+    base: Columns | None = None  # (N,) by name, of the base's output for every row's prompt, where that is needed
     logged: Logged = field(default_factory=dict)  # further numbers; ``update`` returns them with its own
     extra: dict[str, Tensor] = field(default_factory=dict)  # what the algorithm keeps for its updates
     updates: int = 0  # of the optimiser so far; before the first one the ratio is 1

@@ -175,9 +175,8 @@ def order(durations_s: list[float], epoch: int, seed: int, batch: int, bucketed:
     shuffled = rng.permutation(len(durations_s))
     if not bucketed:
         return shuffled
-    lengths = np.asarray(durations_s)
     parts = np.array_split(shuffled, max(1, len(shuffled) // (50 * batch)))
-    stretches = [part[np.argsort(lengths[part], kind="stable")] for part in parts]
+    stretches = [part[np.argsort(np.asarray(durations_s)[part], kind="stable")] for part in parts]
     groups = [stretch[i : i + batch] for stretch in stretches for i in range(0, len(stretch), batch)]
     # a short group would shift those behind it
     full, rest = [g for g in groups if len(g) == batch], [g for g in groups if len(g) < batch]
@@ -194,6 +193,7 @@ def batches(
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
+    bucketed: bool = True,
 ) -> Iterator[tuple[list[Clip], int]]:
     """Endless batches, each with the cursor behind it; a run that starts from a cursor gets what it would have got.
 
@@ -204,9 +204,10 @@ def batches(
         start: cursor of this process: utterances already passed.
         rank, world: this process's share: every ``world``-th clip.
         workers: threads that load and mix ahead (decoding, resampling and convolution let go of Python's lock); the order stays.
+        bucketed: whole utterances of like length share a batch.
     """
     failures, held = 0, list[Clip]()
-    walk = _walk(source, batch * world, clip_s, seed, start * world + rank, world)
+    walk = _walk(source, batch * world, bucketed and clip_s <= 0, seed, start * world + rank, world)
     for position, made in _ahead(source, walk, clip_s, workers):
         if isinstance(made, Clip):
             held.append(replace(made, place=len(held)))
@@ -221,14 +222,14 @@ def batches(
             held = []
 
 
-def _walk(source: ClipSource, batch: int, clip_s: float, seed: int, position: int, step: int) -> Iterator[Place]:
+def _walk(source: ClipSource, batch: int, bucketed: bool, seed: int, position: int, step: int) -> Iterator[Place]:
     """Endless (position, epoch, index)."""
     durations = [u.duration for u in source.utts]
     epoch, sequence = -1, np.empty(0, dtype=int)
     while True:
         if position // len(durations) != epoch:
             epoch = position // len(durations)
-            sequence = order(durations, epoch, seed, batch, bucketed=clip_s <= 0)
+            sequence = order(durations, epoch, seed, batch, bucketed)
         yield position, epoch, int(sequence[position % len(durations)])
         position += step
 

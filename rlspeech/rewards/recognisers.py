@@ -186,7 +186,7 @@ class AudioRecogniser:
             with torch.no_grad():
                 prompts = self.lm.encode([whole[k] for k in part], language=self._language)
                 ids, mask = self.lm.references([texts[k] for k in part], self._language)
-                logp = self.lm.forward_logits(prompts, range(len(part)), ids).log_softmax(-1).cpu()
+                logp = self.lm.forward_logits(prompts, range(len(part)), ids, restricted=False).log_softmax(-1).cpu()
             logp_of = logp.gather(-1, ids[..., None])[..., 0].masked_fill(~mask, 0.0)
             for k, value in zip(part, (-logp_of.sum(1) / mask.sum(1)).tolist(), strict=True):
                 out[k] = value

@@ -126,8 +126,7 @@ class Session:
         if remark := longer(self.folder, self.step, cfg.steps, cfg.lr_schedule == "linear"):
             log.say(remark)
         self.feed = self.prompts(cfg.seed, self.cursor)
-        # another order, for prompts that dynamic sampling asks for
-        self.reserve = self.prompts(cfg.seed + 1, self.reserve_cursor)
+        self.reserve = self.prompts(cfg.seed + 1, self.reserve_cursor)  # another order, for dynamic sampling
         if not self.validation.history:
             self.validate()
         if self.validation.tripped:  # by an earlier attempt: going on would do more of the damage
@@ -153,7 +152,8 @@ class Session:
     def prompts(self, seed: int, start: int) -> Iterator[tuple[list[Clip], int]]:
         """Endless prompts of all processes from a cursor on."""
         clip_s = 0.0 if self.task.transcribed else self.config.clip_s
-        return batches(self.train, self.config.prompts_per_step, clip_s, seed=seed, start=start)
+        how: dict[str, Any] = {"seed": seed, "start": start, "bucketed": getattr(self.policy, "bucketed", True)}
+        return batches(self.train, self.config.prompts_per_step, clip_s, **how)
 
     def draw(self) -> list[Clip]:
         """This process's share of the next prompts."""

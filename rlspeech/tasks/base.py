@@ -65,9 +65,7 @@ class Task:
     climbs: ClassVar[tuple[str, ...]] = ()  # what metrics begin with that are what DiffRO climbs, as it is measured
     diffro_defaults: ClassVar[dict[str, Any]] = {}  # of DiffRO alone
     diffro_guards: ClassVar[dict[str, float | None]] = {}  # of DiffRO, beside the others, with how far they may drop
-    published: ClassVar[Exploration | None] = (
-        None  # the paper's, which ``rl --probe`` compares; None: tokens are sampled
-    )
+    published: ClassVar[Exploration | None] = None  # the paper's, for ``rl --probe``; None: tokens are sampled
 
     # -- model and data ------------------------------------------------------------------------------------------------
 
@@ -90,7 +88,7 @@ class Task:
 
     def load_options(self, config: RL) -> dict[str, Any]:
         """What ``load`` takes beyond the checkpoint and the device."""
-        options = {"dtype": "precision", "train_encoder": "train_encoder"}
+        options = {"dtype": "precision", **{k: k for k in ("train_encoder", "suppress", "encoder_cache_mib")}}
         return {option: getattr(config, key) for option, key in options.items() if key in self.settings}
 
     def save(self, folder: Path, model: Any, *, facts: dict[str, Any], weights: Weights = None) -> None:

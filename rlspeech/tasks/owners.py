@@ -41,6 +41,7 @@ TASKED: dict[str, frozenset[str]] = {
     "RL": frozenset(
         "video supervised_on explore explore.window explore.start explore.nfe explore.shared_latent explore.mask_clamp "
         "probe_settings ratio reduction clip_s train_encoder sampling sampling.language sampling.prompt sampling.tokens_per_s "
+        "suppress encoder_cache_mib "
         "precision kl offload truncated truncated_reward valid_draws change_weight diffro.last_steps diffro.smooth".split()
     )
     | {f"diffro.{name}" for name in RELAXED},
@@ -97,7 +98,11 @@ POLICY = (
     ),
 )
 RULES: dict[str, tuple[Rule, ...]] = {
-    "RL": (*POLICY, Rule("supervised_on", "a supervised_weight above 0", lambda c: c.supervised_weight > 0)),
+    "RL": (
+        *POLICY,
+        Rule("supervised_on", "a supervised_weight above 0", lambda c: c.supervised_weight > 0),
+        Rule("encoder_cache_mib", "train_encoder=false", lambda c: not c.train_encoder),
+    ),
     "Pretrain": (
         Rule("content_ear", "a content_weight above 0", lambda c: c.content_weight > 0),
         Rule("flow_weight predictor_weight", "a model.predictor above 0", lambda c: c.model.predictor or c.init),

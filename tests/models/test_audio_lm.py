@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_audio_lms import ALL, ASR, AUDIO, BOS, END, EOS, PAD, SPLICED, clips, tiny
+from tiny_audio_lms import ALL, ASR, AUDIO, BOS, END, EOS, PAD, clips, tiny
 
 from rlspeech.config import Lora, Sampling
 from rlspeech.models.adapters import Adapted
 from rlspeech.models.audio_lm.families import Request, family_of, granite_mel
 from rlspeech.models.audio_lm.generate import EncodedPrompts
-from rlspeech.models.audio_lm.model import AudioLM
+from rlspeech.models.audio_lm.model import AudioLM, load_audio_lm, save_audio_lm
 from rlspeech.types import UserError
 
 T1 = Sampling()
@@ -35,8 +36,8 @@ def _plain(lm: AudioLM, wav: np.ndarray) -> dict[str, Any]:
     prepared = lm.family.prepare([wav[: int(lm.max_s * lm.sample_rate)]], [Request()])
     features = dict(prepared.features)
     if lm.seq2seq:
-        lm.family.encode(prepared)  # fills in the language
-        return {"input_features": features["input_features"], "decoder_input_ids": prepared.ids[0][None]}
+        ids = lm.family.complete(prepared.ids, lm.family.encode(prepared))  # fills in the language
+        return {"input_features": features["input_features"], "decoder_input_ids": ids[0][None]}
     if lm.model_type == "granite_speech":
         real = torch.ones(1, prepared.counts[0], dtype=torch.bool)
         features = {"input_features": features["0"][None], "input_features_mask": real}
@@ -70,22 +71,6 @@ def test_a_group_equals_repeated_single_calls(model_type: str) -> None:
 
 
 @pytest.mark.parametrize("model_type", ALL)
-def test_greedy_equals_transformers_generate(model_type: str) -> None:
-    from transformers import GenerationMixin
-
-    lm, wavs = _lm(model_type), _clips()
-    ours = lm.generate(lm.encode(wavs), max_new_tokens=8)
-    # trap (b): as the notes found it
-    best = lm.generate(lm.encode(wavs), max_new_tokens=8, sampling=Sampling(top_k=1), seed=3, group=2)
-    assert torch.equal(best.ids, ours.ids.repeat_interleave(2, 0))
-    for row, wav in zip(ours.ids, wavs, strict=True):
-        given = _plain(lm, wav)
-        theirs = GenerationMixin.generate(lm.net, **given, max_new_tokens=8, do_sample=False)
-        written = theirs[0, given["decoder_input_ids" if lm.seq2seq else "input_ids"].shape[1] :]
-        assert row[: len(written)].tolist() == written.tolist()
-
-
-@pytest.mark.parametrize("model_type", ALL)
 def test_the_encoder_hears_a_clip_once_and_the_head_sees_the_transcript_only(model_type: str) -> None:
     """Traps (a) and (c): Qwen2-Audio would return the logits of every position."""
     lm, heads, seen = _lm(model_type), [], []
@@ -113,22 +98,48 @@ def test_what_stands_beside_a_clip_does_not_matter(model_type: str) -> None:
         torch.testing.assert_close(both[b : b + 1], own, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("model_type", SPLICED)
-def test_the_checkpoints_own_sampling_is_not_applied(model_type: str, capsys: pytest.CaptureFixture[str]) -> None:
-    lm = _lm(model_type)
-    heard = lm.encode(_clips())
-    free = lm.generate(heard, group=4, sampling=T1, max_new_tokens=6, seed=5)
+@pytest.mark.parametrize("model_type", ALL)
+def test_what_is_saved_decodes_as_what_is_trained(
+    model_type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By plain ``generate`` of transformers: lists that suppress what is likeliest are the policy's, what no policy here does is gone."""
+    lm, wavs = _lm(model_type), _clips()
+    free = lm.generate(lm.encode(wavs), max_new_tokens=8).ids
+    lm.net.get_output_embeddings().weight.data[lm.stops[0]] = 1.01 * lm.net.get_output_embeddings().weight[free[0, 0]]
     given = lm.net.generation_config
-    given.do_sample, given.top_k, given.top_p, given.repetition_penalty = True, 1, 0.5, 5.0
-    given.suppress_tokens = free.ids[:, 0].tolist()
-    trapped = AudioLM(lm.net, lm.tokenizer, lm.processor, lm.extractor, max_s=lm.max_s).eval()
-    assert {"top_k", "top_p", "repetition_penalty", "suppress_tokens"} <= set(trapped.overridden) and not lm.overridden
-    assert torch.equal(trapped.generate(heard, group=4, sampling=T1, max_new_tokens=6, seed=5).ids, free.ids)
-    trapped.generate(heard, max_new_tokens=1)
-    assert capsys.readouterr().err.count("repetition_penalty") == 1  # said, and said once
-    beam = trapped.generate(heard, max_new_tokens=4, beams=2)
-    assert torch.equal(beam.ids, lm.generate(heard, max_new_tokens=4, beams=2).ids)
-    assert given.top_k == 1  # left as it was, for whoever saves it
+    given.do_sample, given.top_k, given.top_p, given.repetition_penalty, given.num_beams = True, 1, 0.5, 5.0, 3
+    never, first = [*free[:, 1].tolist(), 3], [lm.stops[0], *free[:, 0].tolist()]
+    given.suppress_tokens, given.begin_suppress_tokens, given.min_new_tokens = never, first, 1
+    shut = AudioLM(lm.net, lm.tokenizer, lm.processor, lm.extractor, max_s=lm.max_s).eval()
+    assert set(shut.overridden) == {"do_sample", *"top_k top_p repetition_penalty num_beams min_new_tokens".split()}
+    save_audio_lm(tmp_path, shut, facts={})
+    lm = load_audio_lm(str(tmp_path))[0]
+    assert not lm.overridden and "generation config" not in capsys.readouterr().err
+    heard, plain = lm.encode(wavs), type(lm.net).from_pretrained(tmp_path)
+    ours = lm.generate(heard, max_new_tokens=8)
+    assert not torch.equal(ours.ids[:, :1], free[:, :1]) and int(ours.mask.sum()) > 5
+    for row, keep, wav in zip(ours.ids, ours.mask, wavs, strict=True):
+        asked = _plain(lm, wav)
+        asked.pop("decoder_input_ids", None)
+        theirs = plain.generate(**asked, max_new_tokens=8)
+        written = theirs[0, 0 if lm.seq2seq else asked["input_ids"].shape[1] :]
+        assert row[keep].tolist() == written[: int(keep.sum())].tolist()
+    best = lm.generate(heard, max_new_tokens=8, sampling=Sampling(top_k=1), seed=3, group=2)
+    assert torch.equal(best.ids, ours.ids.repeat_interleave(2, 0))
+    drawn = lm.generate(heard, group=4, sampling=T1, max_new_tokens=6, seed=5)
+    logits = lm.forward_logits(heard, torch.arange(12) // 4, drawn.ids)
+    assert bool((logits[..., never] == -torch.inf).all()) and bool((logits[:, 0, first] == -torch.inf).all())
+    assert bool(logits.gather(-1, drawn.ids[..., None])[..., 0][drawn.mask].isfinite().all())
+    beam = lm.generate(heard, max_new_tokens=4, beams=2).ids
+    assert not torch.isin(beam, torch.tensor(never)).any() and not torch.isin(beam[:, 0], torch.tensor(first)).any()
+    empty = load_audio_lm(str(tmp_path), suppress="allow_empty")[0]
+    made = empty.generate(heard, max_new_tokens=8)
+    assert made.ids[0, 0] == empty.stops[0] and made.mask[0].sum() == 1 and empty.text(made.ids, made.mask)[0] == ""
+    assert empty.net.generation_config.begin_suppress_tokens == first[1:] and empty.suppress_tokens == never
+    none = load_audio_lm(str(tmp_path), suppress="none")[0]
+    assert (
+        none.suppress_tokens == [] == none.begin_suppress_tokens and none.net.generation_config.suppress_tokens is None
+    )
 
 
 @pytest.mark.parametrize("model_type", ["fun_asr_nano", "whisper"])
@@ -213,6 +224,25 @@ def test_log_probabilities_equal_a_plain_forward(model_type: str) -> None:
             given["attention_mask"] = torch.ones_like(given[key])
         theirs = lm.net(**given).logits[0, start - 1 : start - 1 + n].float()
         torch.testing.assert_close(ours[i, :n], theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_rows_of_a_clip_share_its_keys_and_values() -> None:
+    """Made once a clip for ragged rows in any order; logits and gradients are the sum of what each row has by itself."""
+    lm, made = _lm("whisper"), list[int]()
+    heard, rows = lm.encode(_clips()), torch.tensor([2, 0, 2, 2])
+    ids = torch.randint(0, 200, (4, 5), generator=torch.Generator().manual_seed(0))
+    weights, parts = lm.parameters_of("language"), []
+    lm.net.model.decoder.layers[0].encoder_attn.v_proj.register_forward_hook(lambda m, a, out: made.append(len(out)))
+    logits = lm.forward_logits(heard, rows, ids)
+    gradients = torch.autograd.grad(logits.square().mean(), weights, allow_unused=True)
+    for i, row in enumerate(rows):
+        alone = lm.forward_logits(heard, [row], ids[i : i + 1])
+        torch.testing.assert_close(alone[0], logits[i], atol=1e-6, rtol=1e-6)
+        parts.append(torch.autograd.grad(alone.square().mean() / 4, weights, allow_unused=True))
+    for whole, *each in zip(gradients, *parts, strict=True):
+        assert whole is None or torch.testing.assert_close(whole, sum(each), atol=1e-6, rtol=1e-5) is None
+    lm.generate(heard, group=4, sampling=T1, max_new_tokens=3)
+    assert made == [2, 1, 1, 1, 1, 3]
 
 
 def test_heard_clips_are_parked_and_chosen() -> None:

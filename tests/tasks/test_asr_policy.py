@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -130,13 +131,37 @@ def test_rollouts_are_a_function_of_the_seed_and_the_clip() -> None:
     assert texts[0][:4] == texts[1][-4:] and texts[0] != texts[2] and len(set(texts[0][:4])) > 1
 
 
-def test_a_clip_is_heard_once_a_step() -> None:
-    policy = _policy(epochs=2, kl_beta=0.1)
-    heard: list[int] = []
+@pytest.mark.parametrize(("kind", "mib", "runs"), [("fun_asr_nano", 1, 9), ("whisper", 1, 3), ("whisper", 0.01, 7)])
+def test_a_clip_is_encoded_once_a_step_and_once_where_there_is_room(kind: str, mib: float, runs: int) -> None:
+    """Windows that are always the same ones are kept, also for the reference; what is mixed is another clip each time."""
+    policy, ran = _policy(kind, lora=None, epochs=2, model={"encoder_cache_mib": mib}), list[int]()
     (encoder,) = policy.model.modules_of("encoder")
-    encoder.register_forward_pre_hook(lambda m, a, k: heard.append(len((*a, *k.values())[0])), with_kwargs=True)
-    train(algorithm(policy), _clips(), SHORT, 1)
-    assert sum(heard) == 3
+    encoder.register_forward_pre_hook(lambda m, a, k: ran.append(len((*a, *k.values())[0])), with_kwargs=True)
+    train(algorithm(policy), _clips(), SHORT, 2)
+    base = [s.hypothesis for s in policy.base(_clips())]
+    assert sum(ran) == runs and policy.bucketed == (kind != "whisper")
+    mixed = [replace(c, target=c.noisy + 1) for c in _clips()]
+    assert base == [s.hypothesis for s in policy.base(mixed)] and sum(ran) == runs + 3
+
+
+def test_what_is_suppressed_is_neither_sampled_nor_learnt(warned: list[str]) -> None:
+    policy, batch = _policy("whisper"), [*_clips(), _clip("n", noises(0.5, seed=9)[0], "")]
+    (hard,) = policy.model.tokenizer("h")["input_ids"]
+    policy.model.suppress_tokens, policy.model.begin_suppress_tokens = [hard, 5], policy.model.stops
+    made = policy.rollout(batch, group=8, seed=0)
+    assert not torch.isin(made.state.ids, torch.tensor([hard, 5])).any() and not (made.state.ids[:, 0] == hard).any()
+    look = policy.log_prob(made, torch.arange(16), with_kl=True)
+    torch.testing.assert_close(look.logp[made.mask[:16]], made.logp[:16][made.mask[:16]], atol=1e-6, rtol=1e-6)
+    assert float(look.kl.detach().abs().max()) < 1e-6 and len(warned) == 1 and "suppress=allow_empty" in warned[0]
+    loss = policy.supervised(batch)
+    ids, mask = policy.model.references([c.text for c in batch])
+    logits = policy.model.forward_logits(policy.model.encode([c.noisy for c in batch]), range(4), ids, restricted=False)
+    logits[..., [hard, 5]], logits[:, 0, policy.model.stops] = -torch.inf, -torch.inf
+    each = -logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0].masked_fill(~mask, torch.nan)
+    assert each[3].isinf().sum() == 1 and int((hard == ids).sum()) == int(each[:3].isinf().sum()) == 3
+    assert loss.item() == pytest.approx(each.masked_fill(each.isinf(), torch.nan).nanmean(1)[:3].sum() / 4, rel=1e-5)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in policy.parameters())
 
 
 def test_a_trained_encoder_is_heard_again_and_moves() -> None:

@@ -141,12 +141,9 @@ def _whisper() -> tuple[Any, ...]:
 _ALL = (_fun_asr_nano, _qwen2_audio, _qwen3_asr, _voxtral, _glmasr, _granite_speech, _whisper)
 BUILDERS = {build.__name__[1:]: build for build in _ALL}
 ALL = tuple(BUILDERS)
-SPLICED = tuple(m for m in ALL if m != "whisper")
 
 
-def tiny(
-    model_type: str, *, seed: int = 0, spread: float = 0.15, train_encoder: bool = False, max_s: float | None = None
-) -> AudioLM:
+def tiny(model_type: str, *, seed: int = 0, spread: float = 0.15, **how: Any) -> AudioLM:
     """A model with random weights wide enough that its distributions are neither flat nor certain."""
     torch.manual_seed(seed)
     net, tok, processor, extractor = BUILDERS[model_type]()
@@ -157,7 +154,7 @@ def tiny(
     given = net.generation_config
     given._from_model_config = False  # otherwise it is made anew from the config on loading, as no real checkpoint's is
     given.eos_token_id, given.pad_token_id = tok.convert_tokens_to_ids(END), tok.convert_tokens_to_ids(PAD)
-    return AudioLM(net, tok, processor, extractor, max_s=max_s, train_encoder=train_encoder).eval()
+    return AudioLM(net, tok, processor, extractor, **how).eval()
 
 
 def clips(*seconds: float, seed: int = 0, rate: int = 16000) -> list[np.ndarray]:

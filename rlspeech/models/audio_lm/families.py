@@ -62,6 +62,7 @@ class Family:
     max_s = 30.0
     needs_processor = True
     one_window = False  # a clip is one window of the extractor
+    fixed_window = False  # the encoder runs over whole windows, however short a clip is
 
     def __init__(self, net: Any, tokenizer: Any, processor: Any = None, extractor: Any = None) -> None:
         self.net, self.tokenizer, self.processor, self.extractor = net, tokenizer, processor, extractor
@@ -97,6 +98,10 @@ class Family:
         given = {k: self.place(v) for k, v in prepared.features.items() if k in takes}
         flat = self.net.model.get_audio_features(**given, return_dict=True).pooler_output
         return list(flat.reshape(-1, flat.shape[-1]).split(prepared.counts))
+
+    def complete(self, ids: Sequence[Tensor], audio: Sequence[Tensor]) -> list[Tensor]:
+        """Prompt ids with what only the trained part of the model can tell of the audio."""
+        return list(ids)
 
     def place(self, x: Tensor) -> Tensor:
         """To the encoder's device, and to its precision where it is a float."""
@@ -201,7 +206,7 @@ class Qwen2Audio(Family):
     """
 
     architecture = "Qwen2AudioForConditionalGeneration"
-    needs_processor, one_window = False, True
+    needs_processor, one_window, fixed_window = False, True, True
 
     def prepare(self, wavs: Sequence[np.ndarray], requests: Sequence[Request]) -> Prepared:
         how: dict[str, Any] = {"padding": "max_length", "return_attention_mask": True, "return_tensors": "pt"}
@@ -274,7 +279,7 @@ class Voxtral(Family):
     """
 
     architecture = "VoxtralForConditionalGeneration"
-    needs_processor = False
+    needs_processor, fixed_window = False, True
     max_s = 120.0
     marks = ("<s>", "[INST]", "[BEGIN_AUDIO]", "[/INST]", "[TRANSCRIBE]")
 
@@ -349,26 +354,42 @@ def granite_mel(wav: Tensor, sample_rate: int = 16000) -> Tensor:
 
 
 class Whisper(Family):
-    """Whisper: encoder and decoder; the audio is attended to, not spliced in."""
+    """Whisper: encoder and decoder; the audio is attended to, not spliced in.
+
+    The decoder's prompt (language, task, no timestamps) is written into the generation config, in place of the forced ids of older ones.
+    """
 
     architecture = "WhisperForConditionalGeneration"
     seq2seq = True
-    needs_processor, one_window = False, True
+    needs_processor, one_window, fixed_window = False, True, True
     encoder, projector, language = ("model.encoder",), (), ("model.decoder", "proj_out")
 
+    def __init__(self, net: Any, tokenizer: Any, processor: Any = None, extractor: Any = None) -> None:
+        super().__init__(net, tokenizer, processor, extractor)
+        given = net.generation_config
+        pairs = getattr(given, "forced_decoder_ids", None) or getattr(net.config, "forced_decoder_ids", None) or []
+        self.forced = [int(i) for _, i in pairs if i is not None]
+        self.languages, tasks = getattr(given, "lang_to_id", None) or {}, getattr(given, "task_to_id", None) or {}
+        self.multilingual = bool(getattr(given, "is_multilingual", False) and self.languages and tasks)
+        if self.multilingual:
+            named = [m.strip("<|>") for m, i in self.languages.items() if i in self.forced]
+            given.language = getattr(given, "language", None) or next(iter(named), None)
+            given.task, given.forced_decoder_ids = "transcribe", None
+            self.forced = [tasks["transcribe"]]
+
     def prepare(self, wavs: Sequence[np.ndarray], requests: Sequence[Request]) -> Prepared:
-        """Features, and the decoder's prompts; a language that is not named is filled in by ``encode``."""
+        """Features, and the decoder's prompts; a language that is not named is filled in by ``complete``."""
         made = self.extractor(list(wavs), sampling_rate=self.sample_rate, padding="max_length", return_tensors="pt")
         return Prepared([self._ids(a) for a in requests], {"input_features": made["input_features"]}, [0] * len(wavs))
 
     def _ids(self, a: Request) -> Tensor:
         given = self.net.generation_config
         start = given.decoder_start_token_id or self.net.config.decoder_start_token_id
-        languages, tasks = getattr(given, "lang_to_id", None), getattr(given, "task_to_id", None)
         before: list[int] = list(self.tokenizer.get_prompt_ids(a.prompt)) if a.prompt else []
-        middle: list[int] = []
-        if getattr(given, "is_multilingual", False) and languages and tasks:
-            middle = [self._language_id(a.language, languages) if a.language else -1, tasks["transcribe"]]
+        middle = list(self.forced)
+        if self.multilingual:
+            language = a.language or given.language
+            middle = [self._language_id(language, self.languages) if language else -1, *middle]
         elif a.language and not re.match(r"(?i)en(glish)?\b", a.language):
             why, hint = (
                 f"it was asked for {a.language!r}",
@@ -376,7 +397,7 @@ class Whisper(Family):
             )
             raise UserError("this Whisper writes English alone", why, hint)
         quiet = getattr(given, "no_timestamps_token_id", None)
-        return torch.tensor([*before, start, *middle, *([quiet] if quiet is not None else [])])
+        return torch.tensor([*before, start, *middle, *([quiet] if quiet is not None and quiet not in middle else [])])
 
     @staticmethod
     def _language_id(language: str, known: dict[str, int]) -> int:
@@ -390,12 +411,17 @@ class Whisper(Family):
 
     def encode(self, prepared: Prepared) -> list[Tensor]:
         """The encoder's output (1500, D) of each clip."""
-        states = self.net.model.encoder(self.place(prepared.features["input_features"])).last_hidden_state
-        unknown = [i for i, ids in enumerate(prepared.ids) if bool((ids < 0).any())]
-        if unknown:
-            for i, language in zip(unknown, self._detect(states[unknown].detach()).tolist(), strict=True):
-                prepared.ids[i] = torch.where(prepared.ids[i] < 0, language, prepared.ids[i])
-        return list(states)
+        return list(self.net.model.encoder(self.place(prepared.features["input_features"])).last_hidden_state)
+
+    def complete(self, ids: Sequence[Tensor], audio: Sequence[Tensor]) -> list[Tensor]:
+        """Prompts with the language that the decoder hears, where none was named."""
+        made = list(ids)
+        if unknown := [i for i, row in enumerate(made) if bool((row < 0).any())]:
+            for i, language in zip(
+                unknown, self._detect(torch.stack([audio[i].detach() for i in unknown])), strict=True
+            ):
+                made[i] = torch.where(made[i] < 0, language, made[i])
+        return made
 
     @torch.no_grad()
     def _detect(self, states: Tensor) -> Tensor:

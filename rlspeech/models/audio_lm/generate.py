@@ -1,17 +1,19 @@
 """Tokens from a language model behind encoded prompts: drawn with one prefill a prompt, and their logits by one plain forward.
 
-transformers' ``generate`` does more than is wanted here. It runs the prompt once for every row of a group; it takes top-k, penalties and
-suppressed tokens from the checkpoint's generation config, and what is then drawn is not the policy that is trained; and its noise is one
-stream for the batch, so a row's draw hangs on its neighbours. Here a row's draw is given by its prompt's seed, its place in the group and
-the model alone: uniform numbers drawn beforehand, and the distribution function inverted at them. Rows that have stopped leave the batch
-once they have cost as much as one step of all.
+transformers' ``generate`` does more than is wanted here. It runs the prompt once for every row of a group; it takes top-k and penalties
+from the checkpoint's generation config, and what is then drawn is not the policy that is trained; and its noise is one stream for the
+batch, so a row's draw hangs on its neighbours. Here a row's draw is given by its prompt's seed, its place in the group and the model
+alone: uniform numbers drawn beforehand, and the distribution function inverted at them. What the model's lists suppress has probability 0
+in sampling and in the training path alike. Rows that have stopped leave the batch once they have cost as much as one step of all. Where
+audio is attended to (Whisper), its keys and values are made once a clip, whatever the group.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,6 +90,8 @@ class LanguageModel(nn.Module):
     net: Any
     stops: list[int]  # ids that end a row
     pad: int  # id that fills a row up
+    suppress_tokens: Sequence[int] = ()  # ids that are never written
+    begin_suppress_tokens: Sequence[int] = ()  # and those that no row begins with
     source: Path | None = None  # folder that it was loaded from
 
     def shared(self) -> Sequence[Any]:
@@ -134,15 +138,24 @@ class LanguageModel(nn.Module):
         """Logits (..., V) of hidden states (..., D)."""
         return self.net.get_output_embeddings()(states)  # type: ignore[no-any-return]
 
+    def restrict(self, logits: Tensor, *, first: bool) -> Tensor:
+        """Set what is suppressed in logits (n, S, V) to -inf, in place, and where they are a row's ``first``, what may not begin it."""
+        for ids, steps in ((self.suppress_tokens, None), (self.begin_suppress_tokens, int(first))):
+            if ids and steps != 0:
+                logits[:, :steps].index_fill_(-1, torch.tensor(ids, device=logits.device), -torch.inf)
+        return logits
+
     def forward_states(self, prompts: EncodedPrompts, rows: Sequence[int] | Tensor, ids: Tensor) -> Tensor:
         """What the head sees before each token, (n, S, D), by one plain forward; arguments as in ``forward_logits``."""
         some, written = prompts.select(rows), ids.to(self.device)
         lengths = torch.tensor([len(i) for i in some.ids], device=self.device)
         if self.seq2seq:
             joined = [torch.cat([p.to(self.device), w[:-1]]) for p, w in zip(some.ids, written, strict=True)]
-            audio = torch.stack([a.to(self.device) for a in some.audio or ()])
+            used, owner = torch.as_tensor(rows).unique(return_inverse=True)
+            audio = torch.stack([a.to(self.device) for a in prompts.select(used).audio or ()])
             tokens = pad_sequence(joined, batch_first=True)
-            out = self.net.model.decoder(input_ids=tokens, encoder_hidden_states=audio, use_cache=False)
+            with shared_audio(self.net.model.decoder, owner):
+                out = self.net.model.decoder(input_ids=tokens, encoder_hidden_states=audio, use_cache=False)
         else:
             answers = self.embed_ids(written[:, :-1])
             whole = [torch.cat([p, w]) for p, w in zip(self.embed(some), answers, strict=True)]
@@ -151,15 +164,19 @@ class LanguageModel(nn.Module):
         states = out.last_hidden_state
         return states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))  # type: ignore[no-any-return]
 
-    def forward_logits(self, prompts: EncodedPrompts, rows: Sequence[int] | Tensor, ids: Tensor) -> Tensor:
+    def forward_logits(
+        self, prompts: EncodedPrompts, rows: Sequence[int] | Tensor, ids: Tensor, *, restricted: bool = True
+    ) -> Tensor:
         """Logits (n, S, V) float32 before each token of answers, by one plain forward, with gradient.
 
         Args:
             prompts: B of them.
             rows: (n,) which prompt each answer belongs to.
             ids: (n, S) long, padded on the right; logits at the padding mean nothing.
+            restricted: suppressed tokens are at -inf.
         """
-        return self.head(self.forward_states(prompts, rows, ids)).float()
+        logits = self.head(self.forward_states(prompts, rows, ids)).float()
+        return self.restrict(logits, first=True) if restricted else logits
 
     @torch.no_grad()
     def generate(
@@ -190,11 +207,13 @@ class LanguageModel(nn.Module):
         ids, mask = torch.full((n, steps), self.pad), torch.zeros(n, steps, dtype=torch.bool)
         finished, ends = torch.zeros(n, dtype=torch.bool), torch.tensor(self.stops)
         done, wasted = room <= 0, 0
+        own = cache.self_attention_cache if self.seq2seq else cache
         if group > 1:
-            cache.batch_repeat_interleave(group)
+            own.batch_repeat_interleave(group)
         logits, visible = logits.repeat_interleave(group, 0), visible.repeat_interleave(group, 0)
         place = visible.sum(1, keepdim=True)
         live = torch.arange(n)  # rows that are in the batch, whether stopped or not
+        owner = live // group  # prompts that they belong to, of those in the cache
         for s in range(steps):
             token = sample_tokens(logits, sampling, None if noise is None else noise[live, s]).cpu()
             open_ = ~done[live]
@@ -209,10 +228,13 @@ class LanguageModel(nn.Module):
             wasted += len(live) - going
             if wasted >= len(live):  # to copy the cache without them costs about that much
                 keep = open_.nonzero()[:, 0].to(device)
-                cache.batch_select_indices(keep)
+                own.batch_select_indices(keep)
+                used, owner = owner[open_].unique(return_inverse=True)
+                if self.seq2seq:
+                    cache.cross_attention_cache.batch_select_indices(used.to(device))
                 live, token, visible, place, wasted = live[open_], token[open_], visible[keep], place[keep], 0
             visible = torch.cat([visible, torch.ones_like(visible[:, :1])], 1)
-            logits = step(token[:, None].to(device), (live // group).to(device), visible, place, cache)
+            logits = step(token[:, None].to(device), owner, visible, place, cache)
             place = place + 1
         longest = int(mask.any(0).sum())
         return Generation(ids[:, :longest], mask[:, :longest], finished)
@@ -228,7 +250,7 @@ class State(NamedTuple):
         logits: (B, V) after the last prompt token.
         mask: (B, L) bool, which prompt positions are real.
         cache: transformers' cache of the B prompts.
-        step: (ids (n, 1) or embeddings (n, 1, D), rows (n,), mask (n, K), place (n, 1), cache) -> logits (n, V); ``rows`` are prompts.
+        step: (ids (n, 1) or embeddings (n, 1, D), owner (n,), mask (n, K), place (n, 1), cache) -> logits (n, V); ``owner``: the prompt.
     """
 
     logits: Tensor
@@ -274,24 +296,63 @@ def prefill(lm: LanguageModel, prompts: EncodedPrompts) -> State:
         given, mask = left_padded(lm.embed(prompts))
         cache = DynamicCache(config=lm.net.config.get_text_config())
 
-    def step(given: Tensor, rows: Tensor, visible: Tensor, place: Tensor, cache: Any) -> Tensor:
+    def step(given: Tensor, owner: Tensor, visible: Tensor, place: Tensor, cache: Any) -> Tensor:
         how = {"attention_mask": visible.long(), "position_ids": place, "past_key_values": cache, "use_cache": True}
         if lm.seq2seq:
-            out = lm.net.model.decoder(input_ids=given, encoder_hidden_states=audio[rows], **how)
+            with shared_audio(lm.net.model.decoder, owner):
+                out = lm.net.model.decoder(input_ids=given, encoder_hidden_states=audio, **how)
         else:
             out = lm.net.model(inputs_embeds=given if given.is_floating_point() else lm.embed_ids(given), **how)
-        return lm.head(out.last_hidden_state[:, -1])
+        return lm.restrict(lm.head(out.last_hidden_state[:, -1:]), first=False)[:, 0]
 
     first = step(given, torch.arange(len(given)), mask, (mask.cumsum(1) - 1).clamp_min(0), cache)
-    return State(first, mask, cache, step)
+    return State(lm.restrict(first[:, None], first=True)[:, 0], mask, cache, step)
+
+
+@contextmanager
+def shared_audio(decoder: Any, owner: Tensor) -> Iterator[None]:
+    """Let the rows of a clip share its audio in a decoder's cross-attention: its keys and values are made, and cached, once.
+
+    Queries of cross-attention do not see each other, so that those of a clip's rows may stand one behind the other as those of one row.
+
+    Args:
+        decoder: Whisper's.
+        owner: (n,) long, on the host: the clip of each of its rows, of the B that it is given as ``encoder_hidden_states``.
+    """
+    number, counts = torch.arange(len(owner)), owner.bincount()
+    if torch.equal(owner, number):
+        yield
+        return
+    most, (clip, order) = int(counts.max()), owner.sort(stable=True)
+    place = torch.empty_like(owner)  # of each row, among ``most`` a clip
+    place[order] = most * clip + number - (counts.cumsum(0) - counts)[clip]
+
+    def pack(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        x = args[0] if args else given["hidden_states"]
+        packed = x.new_zeros(most * len(counts), *x.shape[1:]).index_copy(0, place.to(x.device), x)
+        return (), {**given, "hidden_states": packed.reshape(len(counts), -1, x.shape[-1])}
+
+    def unpack(_: nn.Module, args: Any, out: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        apart = out[0].reshape(most * len(counts), -1, out[0].shape[-1])
+        return apart[place.to(apart.device)], out[1]
+
+    attend: list[nn.Module] = [layer.encoder_attn for layer in decoder.layers]
+    hooks = [m.register_forward_pre_hook(pack, with_kwargs=True) for m in attend]
+    hooks += [m.register_forward_hook(unpack) for m in attend]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def beam_search(lm: Any, prompts: EncodedPrompts, beams: int, steps: int) -> Generation:
-    """transformers' beam search over the model's own distribution, one row a prompt."""
+    """transformers' beam search over the policy's distribution, one row a prompt."""
     from transformers import GenerationConfig, GenerationMixin
     from transformers.modeling_outputs import BaseModelOutput
 
-    ends = {"eos_token_id": lm.stops, "pad_token_id": lm.pad}
+    ends: dict[str, Any] = {"eos_token_id": lm.stops, "pad_token_id": lm.pad}
+    ends |= {k: list(getattr(lm, k)) or None for k in ("suppress_tokens", "begin_suppress_tokens")}
     plain = GenerationConfig(num_beams=beams, max_new_tokens=steps, do_sample=False, **ends)
     given: dict[str, Any] = {}
     if lm.seq2seq:

@@ -12,8 +12,10 @@ every model takes ``logits_to_keep``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import suppress as ignoring
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from rlspeech.config_parts import Sampling
-from rlspeech.log import say
+from rlspeech.log import warn
 from rlspeech.models.audio_lm.families import Request, family_of
 from rlspeech.models.audio_lm.generate import EncodedPrompts, Generation, LanguageModel, beam_search, right_padded
 from rlspeech.models.folder import (
@@ -40,10 +42,16 @@ from rlspeech.models.hub import card_of, find_checkpoint
 
 Part = Literal["encoder", "projector", "language"]
 Phase = Literal["encode", "rollout", "reward", "update", "all"]
-# a generation config's settings that change a distribution, where they are not these or not empty
-PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-PLAIN |= {"do_sample": False}
-LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_decoder_ids")
+Suppress = Literal["keep", "allow_empty", "none"]
+# settings of a generation config that no policy here has: the first matter only where it samples
+SAMPLED = "temperature top_p top_k top_h min_p typical_p epsilon_cutoff eta_cutoff".split()
+SEARCH = (
+    "do_sample num_beams num_beam_groups diversity_penalty length_penalty penalty_alpha repetition_penalty no_repeat_ngram_size "
+    "encoder_repetition_penalty encoder_no_repeat_ngram_size exponential_decay_length_penalty bad_words_ids sequence_bias "
+    "constraints force_words_ids forced_bos_token_id forced_eos_token_id min_length min_new_tokens guidance_scale watermarking_config "
+    "return_timestamps no_speech_threshold logprob_threshold compression_ratio_threshold"
+).split()
+FACTORS = re.compile("temperature|_p$|penalty|beam|scale")  # of those that do nothing at 1; the others do nothing at 0
 
 UNLOADABLE = (
     OSError,
@@ -66,6 +74,12 @@ class AudioLM(LanguageModel):
         extractor: its feature extractor, where it loads; none: the processor's.
         max_s: longest clip in seconds, where it is known better than by the family. What is longer is cut off.
         train_encoder: encoder and projector are trained too; otherwise they are frozen and shared by copies of the model.
+        suppress: what the generation config's lists of suppressed tokens are to the policy: "keep", all of both; "allow_empty", all but
+            the stop tokens, so that a transcript may be empty; "none", neither.
+        encoder_cache_mib: most host memory for encoded clips (``encode``), in MiB.
+
+    The generation config is changed to what the policy does, so that transformers' ``generate`` does the same with what is saved:
+    ``overridden`` holds the settings that were taken out of it.
     """
 
     def __init__(
@@ -77,6 +91,8 @@ class AudioLM(LanguageModel):
         *,
         max_s: float | None = None,
         train_encoder: bool = False,
+        suppress: Suppress = "keep",
+        encoder_cache_mib: float = 0,
     ) -> None:
         super().__init__()
         self.net = net
@@ -87,17 +103,18 @@ class AudioLM(LanguageModel):
         self.sample_rate, self.seq2seq = self.family.sample_rate, self.family.seq2seq
         self.max_s = float(max_s or self.family.max_s)
         self.train_encoder = train_encoder
-        self._warned = False
+        self.encoder_cache = EncoderCache(0 if train_encoder or not self.family.fixed_window else encoder_cache_mib)
         # position tables that are no weights
         self._fixed = {name for name, p in net.named_parameters() if not p.requires_grad}
-        self.stops, self.pad, self.overridden = self._special_ids()
+        self.stops, self.pad = self._special_ids()
+        self.overridden = self._settle(suppress)
         encoders, projectors = (self.family.encoder, self.family.projector) if train_encoder else ((), ())
         self.lora_targets = self.lora_patterns((*self.family.language, *encoders), projectors)
         for module in self.frozen_modules():
             module.requires_grad_(False)
 
     def shared(self) -> Sequence[Any]:
-        return (*self.frozen_modules(), self.tokenizer, self.processor, self.extractor)
+        return (*self.frozen_modules(), self.tokenizer, self.processor, self.extractor, self.encoder_cache)
 
     # -- parts ---------------------------------------------------------------------------------------------------------------
 
@@ -137,8 +154,8 @@ class AudioLM(LanguageModel):
             for module in self.modules_of(part):
                 module.to(device if needed else "cpu")
 
-    def _special_ids(self) -> tuple[list[int], int, dict[str, Any]]:
-        """Stop ids (the one that references end with first), padding id, and what the checkpoint's generation config would change."""
+    def _special_ids(self) -> tuple[list[int], int]:
+        """Stop ids (the one that references end with first) and padding id."""
         given = self.net.generation_config
         listed = given.eos_token_id if given.eos_token_id is not None else self.tokenizer.eos_token_id
         stops = [int(i) for i in (listed if isinstance(listed, list | tuple) else [listed])]
@@ -146,8 +163,24 @@ class AudioLM(LanguageModel):
         first = turn if turn in stops else self.tokenizer.eos_token_id
         stops = sorted(dict.fromkeys(stops), key=lambda i: i != first)
         pad = next((int(p) for p in (self.tokenizer.pad_token_id, given.pad_token_id) if p is not None), stops[0])
-        other = {k: getattr(given, k) for k, plain in PLAIN.items() if getattr(given, k, None) not in (None, plain)}
-        return stops, pad, other | {k: "set" for k in LISTS if getattr(given, k, None)}
+        return stops, pad
+
+    def _settle(self, suppress: Suppress) -> dict[str, Any]:
+        """Make policy and generation config one; see the class. Returns what the config loses of what it would have done."""
+        from transformers import GenerationConfig
+
+        given, plain = self.net.generation_config, GenerationConfig()
+        named = {k: getattr(given, k, None) for k in (*SEARCH, *(SAMPLED if given.do_sample else []))}
+        lost = {k: v for k, v in named.items() if v and (v is True or v != 1 or not FACTORS.search(k))}
+        for key in {*lost, *SAMPLED}:
+            setattr(given, key, getattr(plain, key, None))
+        allowed = set(self.stops) if suppress == "allow_empty" else set()
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            listed = [] if suppress == "none" else [int(i) for i in getattr(given, name, None) or [] if i >= 0]
+            setattr(self, name, left := [i for i in listed if i not in allowed])
+            setattr(given, name, left or None)
+        given._from_model_config = False  # else it is made anew from the config on loading
+        return lost
 
     # -- prompts -------------------------------------------------------------------------------------------------------------
 
@@ -159,6 +192,7 @@ class AudioLM(LanguageModel):
         prompt: str | Sequence[str | None] | None = None,
         keywords: Sequence[Sequence[str] | None] | None = None,
         grad: bool = False,
+        keep: Sequence[bool] | None = None,
     ) -> EncodedPrompts:
         """Run encoder and projector once over waveforms (T_i,) at ``sample_rate``.
 
@@ -168,6 +202,7 @@ class AudioLM(LanguageModel):
             prompt: instruction or context, one for all or one a clip.
             keywords: a list a clip, for models that take them.
             grad: keep the graph, to train the encoder.
+            keep: clips that come again: a frozen encoder of fixed windows runs once over each, as long as ``encoder_cache_mib`` has room.
 
         Raises:
             UserError: a language or prompt that the model cannot take.
@@ -179,11 +214,18 @@ class AudioLM(LanguageModel):
         shortest, longest = int(self.family.min_s * self.sample_rate), int(self.max_s * self.sample_rate)
         clips = [np.nan_to_num(np.asarray(w, np.float32)[:longest]) for w in wavs]
         clips = [np.pad(c, (0, max(0, shortest - len(c)))) for c in clips]
-        prepared = self.family.prepare(clips, [Request(*g) for g in given])
-        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-            audio = self.family.encode(prepared)
-        # a view would keep the whole batch alive
-        return EncodedPrompts(prepared.ids, audio if grad else [a.clone() for a in audio])
+        requests = [Request(*g) for g in given]
+        keys = list(map(self.encoder_cache.key, clips, requests, keep or [False] * len(clips)))
+        made = {i: found for i, key in enumerate(keys) if (found := self.encoder_cache.made.get(key))}
+        if new := [i for i in range(len(clips)) if i not in made]:
+            prepared = self.family.prepare([clips[i] for i in new], [requests[i] for i in new])
+            with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+                audio = self.family.encode(prepared)
+            for i, ids, vectors in zip(new, prepared.ids, audio, strict=True):
+                made[i] = ids, vectors if grad else vectors.clone()  # a view would keep the whole batch alive
+                self.encoder_cache.put(keys[i], *made[i])
+        audio = [self.family.place(made[i][1]) for i in range(len(clips))]
+        return EncodedPrompts(self.family.complete([made[i][0] for i in range(len(clips))], audio), audio)
 
     def embed(self, prompts: EncodedPrompts) -> list[Tensor]:
         """Prompt embeddings (L_i, D): the table's rows, and the audio's vectors in the audio tokens' places."""
@@ -210,15 +252,10 @@ class AudioLM(LanguageModel):
     ) -> Generation:
         """Write transcripts; arguments as in ``LanguageModel``, and ``beams``: more than 1: transformers' beam search, one row a prompt.
 
-        Sampled or greedy, tokens come from the model's own distribution: top-k, penalties and suppressed tokens of the checkpoint's
-        generation config are not applied (``overridden`` names them, and the log says so once). Beams have the largest of the rooms.
+        Sampled or greedy, tokens come from the model's own distribution without its suppressed tokens. Beams have the largest of the rooms.
         """
         if not len(prompts):
             return Generation.empty()
-        if self.overridden and not self._warned:
-            named = ", ".join(f"{k} {v}" for k, v in self.overridden.items())
-            say(f"the checkpoint's generation config is not applied ({named}): what is drawn is what is trained")
-            self._warned = True
         steps = np.broadcast_to(max_new_tokens, len(prompts)).tolist()
         room = getattr(self.net.config, "max_target_positions", None) if self.seq2seq else None
         if room is not None:
@@ -250,21 +287,38 @@ class AudioLM(LanguageModel):
         return right_padded(rows, self.pad)
 
 
+class EncoderCache:
+    """Encoded clips in host memory, up to a bound in MiB. What came first stays: of an epoch beyond it, the latest would never be there."""
+
+    def __init__(self, mib: float) -> None:
+        self.mib, self.room = mib, int(mib * 2**20)
+        self.made: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def key(self, wav: np.ndarray, request: Request, keep: bool) -> str:
+        """What a clip and its request are known by; nothing where it is not kept."""
+        return blake2b(wav.tobytes() + repr(request).encode()).hexdigest() if keep and self.mib else ""
+
+    def put(self, key: str, ids: Tensor, audio: Tensor) -> None:
+        """Keep a clip's prompt and vectors where it has a key and there is room."""
+        if key and key not in self.made and audio.nbytes <= self.room:
+            self.made[key], self.room = (ids, audio.to("cpu")), self.room - audio.nbytes
+
+
 def _each(value: Any, count: int) -> list[Any]:
     """One value a clip, from one for all or one each."""
     return [value] * count if value is None or isinstance(value, str) else list(value)
 
 
 def load_audio_lm(
-    name: str, device: torch.device | str = "cpu", dtype: Precision = "fp32", train_encoder: bool = False
+    name: str, device: torch.device | str = "cpu", dtype: Precision = "fp32", **how: Any
 ) -> tuple[AudioLM, dict[str, Any]]:
-    """Load a recogniser in evaluation mode.
+    """Load a recogniser in evaluation mode; warns of what its generation config asks for and no policy here does.
 
     Args:
         name: Hub id, a folder in transformers' layout, a run folder, or 'embedded'.
         device: where to.
         dtype: precision of the weights.
-        train_encoder: see ``AudioLM``.
+        how: ``train_encoder``, ``suppress``, ``encoder_cache_mib``; see ``AudioLM``.
 
     Returns:
         the model and what its ``rlspeech.json`` says; of a folder without one, its name.
@@ -283,10 +337,13 @@ def load_audio_lm(
         net = load_net(cls, where, config=config, dtype=dtype_of(dtype, device), **options)
         tokenizer, processor, extractor = _words(where, options)
         about = read_about(folder, TASK)
-        model = AudioLM(net, tokenizer, processor, extractor, max_s=about.get("max_s"), train_encoder=train_encoder)
+        model = AudioLM(net, tokenizer, processor, extractor, max_s=about.get("max_s"), **how)
         # where there is no file, transformers makes up an empty one
         if tokenizer.convert_ids_to_tokens(model.stops[0]) is None:
             raise ValueError("the tokenizer does not know the stop token: its files are missing or another model's")
+    if model.overridden:
+        named = ", ".join(f"{k} {v}" for k, v in model.overridden.items())
+        warn(f"{name}: of its generation config {named} is not applied, neither here nor by what is saved from it")
     model.source = folder or snapshot(where)
     return model.to(device).eval(), about or {"task": TASK, "facts": {"loaded from": name}}
 
@@ -297,11 +354,11 @@ def _words(where: str, options: dict[str, Any]) -> tuple[Any, Any, Any]:
 
     processor: Any = None
     extractor: Any = None
-    with suppress(*UNLOADABLE):
+    with ignoring(*UNLOADABLE):
         processor = pretrained(AutoProcessor, where, **options)
     if hasattr(processor, "tokenizer"):
         return processor.tokenizer, processor, None
-    with suppress(*UNLOADABLE):
+    with ignoring(*UNLOADABLE):
         extractor = pretrained(AutoFeatureExtractor, where, **options)
     return pretrained(AutoTokenizer, where, **options), None, extractor
 

@@ -36,11 +36,20 @@ class AsrPolicy(TokenPolicy):
 
     supports: frozenset[str] = frozenset({"sample", "base", "critic", "supervised", "join"})
 
+    @property
+    def bucketed(self) -> bool:
+        """True where clips of like length save padding; where every clip is a whole window they only make steps of one kind."""
+        return not self.model.family.fixed_window
+
     # -- acting --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def rollout(self, batch: list[Clip], *, group: int, seed: int) -> Rollout:
         """Sample ``group`` transcripts of each of B clips. Returns N = B*G rows of S tokens, the stop token one of them."""
+        shut = {*self.model.suppress_tokens, *self.model.begin_suppress_tokens}
+        if self.model.stops[0] in shut and any(c.text is not None and not c.text.strip() for c in batch):
+            why = "some texts are empty, and its lists of suppressed tokens do not let the model write nothing"
+            self._once("empty", f"{why}: --set suppress=allow_empty lets it, in training and in what is saved")
         self.announce("encode")
         with self._cast():
             encoded = self._encode(batch)
@@ -88,7 +97,8 @@ class AsrPolicy(TokenPolicy):
             self._once("long", f"{long[0]} is longer than {most}: its end is cut off, its text is not")
         wavs = [np.asarray(c.noisy, np.float32) for c in clips]
         asked = {"language": self.sampling.language, "prompt": self.sampling.prompt}
-        return (model or self.model).encode(wavs, **asked, grad=grad)
+        again = [c.noisy is c.target for c in clips]  # a recording; what is mixed is mixed anew
+        return (model or self.model).encode(wavs, **asked, grad=grad, keep=again)
 
     def _room(self, clips: Sequence[Clip]) -> list[int]:
         """Longest transcript of each in tokens, whatever batch it stands in."""
@@ -101,7 +111,10 @@ class AsrPolicy(TokenPolicy):
     # -- the control ---------------------------------------------------------------------------------------------------
 
     def supervised(self, prompts: list[Clip], *, rollout: Rollout | None = None, rows: Tensor | None = None) -> Tensor:
-        """Cross-entropy of the references in nats a token, its mean over the clips; one without a reference or a sample counts as 0."""
+        """Cross-entropy of the references in nats a token, its mean over the clips; one without a reference or a sample counts as 0.
+
+        Tokens that are suppressed, a stop at the start among them, cannot be learnt and are left out.
+        """
         known = [c for c in prompts if c.text is not None and c.noisy.shape[-1]]
         if not known:
             return 0.0 * self.parameters()[0].sum()
@@ -109,4 +122,8 @@ class AsrPolicy(TokenPolicy):
             encoded = self._encode(known, grad=self.model.train_encoder)
             ids, mask = self.model.references([c.text or "" for c in known], self.sampling.language)
             logits = self.model.forward_logits(encoded, torch.arange(len(known)), ids)
-        return self._cross_entropy(logits, ids, mask, len(prompts))
+        shut = logits.detach().gather(-1, ids[..., None].to(logits.device))[..., 0].isinf().cpu() & mask
+        if lost := int(shut.any(1).sum()):
+            why = f"{lost} of {len(known)} references hold tokens that the model's generation config suppresses"
+            self._once("shut", f"{why}: these are left out of the loss; --set suppress=allow_empty or none keeps them")
+        return self._cross_entropy(logits, ids, mask & ~shut, len(prompts))

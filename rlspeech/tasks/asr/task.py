@@ -62,8 +62,8 @@ class Asr(Task):
     name = "asr"
     required = frozenset({"audio_filepath", "text"})
     settings = TOKEN_SETTINGS | {
-        *("train_encoder", "sampling.language", "sampling.prompt", "sampling.tokens_per_s"),
-        *("asr", "augment", "ctc_weight", "beams", "systems"),
+        *("train_encoder", "suppress", "encoder_cache_mib", "asr", "augment", "ctc_weight", "beams", "systems"),
+        *("sampling.language", "sampling.prompt", "sampling.tokens_per_s"),
     }
     next_command = "rlspeech rl --task asr --model {run}, or rlspeech transcribe FILE --model {run}"
     default_rewards = tuple(
