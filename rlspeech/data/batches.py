@@ -212,11 +212,9 @@ def batches(
         if isinstance(made, Clip):
             held.append(replace(made, place=len(held)))
             failures = 0
-        else:
-            failures += 1
-            if failures > len(source.utts):
-                why, try_this = f"the last one: {made.reason}", "rlspeech check on the manifest"
-                raise UserError("none of the utterances can be used", why, try_this)
+        elif (failures := failures + 1) > len(source.utts):
+            why, try_this = f"the last one: {made.reason}", "rlspeech check on the manifest"
+            raise UserError("none of the utterances can be used", why, try_this)
         if len(held) == batch:
             yield held, (position + world) // world
             held = []

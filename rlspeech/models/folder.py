@@ -33,6 +33,12 @@ INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}  # as 
 MOST_LAYERS = 1024
 
 
+def sizes(width: int, layers: int, heads: int, feed_forward: int, **more: Any) -> dict[str, Any]:
+    """A transformer's sizes under the names that configs of transformers have for them, and whatever ``more`` one has."""
+    named = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return {**named, "intermediate_size": feed_forward, **more}
+
+
 def dtype_of(precision: Precision, device: torch.device | str) -> torch.dtype:
     """Type of a model's weights; "auto": bf16 on a GPU that has it, else fp32."""
     if precision == "auto" and torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(False):

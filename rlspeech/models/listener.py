@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from rlspeech.config_parts import ListenerModel
 from rlspeech.files import parse_json
-from rlspeech.models.folder import load_net, loading, read_about, save_net, write_about
+from rlspeech.models.folder import load_net, loading, read_about, save_net, sizes, write_about
 from rlspeech.models.hub import card_of, resolve
 
 SAMPLE_RATE, HOP, N_FFT = 16000, 320, 512
@@ -103,18 +103,9 @@ class Listener(nn.Module):
             "encoder_ffn_dim": 4 * cfg.audio_dim,
             "max_source_positions": math.ceil(cfg.max_s) * SAMPLE_RATE // HOP // 2,
         }
-        text = {
-            "model_type": "qwen2",
-            "vocab_size": len(self.processor.tokenizer),
-            "hidden_size": cfg.text_dim,
-            "intermediate_size": 3 * cfg.text_dim,
-            "num_hidden_layers": cfg.text_layers,
-            "num_attention_heads": cfg.text_heads,
-            "num_key_value_heads": cfg.text_heads,
-            "max_position_embeddings": 1024,
-            "bos_token_id": None,
-            **marks,
-        }
+        text = sizes(cfg.text_dim, cfg.text_layers, cfg.text_heads, 3 * cfg.text_dim, model_type="qwen2", **marks)
+        text |= {"vocab_size": len(self.processor.tokenizer), "num_key_value_heads": cfg.text_heads}
+        text |= {"max_position_embeddings": 1024, "bos_token_id": None}
         config = Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=token(AUDIO), **marks)
         self.net: Any = Qwen2AudioForConditionalGeneration(config)
         nn.init.zeros_(self.net.model.audio_tower.embed_positions.weight)

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlspeech.config_parts import RecogniserModel
 from rlspeech.models.audio_lm.generate import left_padded, with_answers
-from rlspeech.models.folder import loading, pretrained, read_about, read_weights, save_net, write_about
+from rlspeech.models.folder import loading, pretrained, read_about, read_weights, save_net, sizes, write_about
 from rlspeech.models.hub import card_of, resolve
 from rlspeech.models.spectra import fbank, stack_frames
 
@@ -81,39 +81,15 @@ class Recogniser(nn.Module):
         self.cfg, self.tokenizer, self.max_s = cfg, tokenizer, cfg.max_s
         self.marks = {m: int(tokenizer.convert_tokens_to_ids(m)) for m in MARKS}
         ends = {"pad_token_id": self.marks[PAD], "eos_token_id": self.marks[END], "tie_word_embeddings": True}
-        audio = {
-            "model_type": "fun_asr_nano_encoder",
-            "num_mel_bins": cfg.mels,
-            "hidden_size": cfg.audio_dim,
-            "num_attention_heads": cfg.audio_heads,
-            "intermediate_size": cfg.audio_ff,
-            "num_hidden_layers": cfg.audio_layers,
-            "num_timestamp_prediction_layers": 0,
-            "fsmn_kernel_size": cfg.fsmn_kernel,
-            "num_stacked_frames": STACK,
-            "hidden_dropout": cfg.dropout,
-            "attention_dropout": cfg.dropout,
-        }
-        adaptor = {
-            "hidden_size": cfg.text_dim,
-            "num_attention_heads": cfg.text_heads,
-            "intermediate_size": cfg.text_dim // 4,
-            "num_hidden_layers": cfg.adaptor_layers,
-            "projector_hidden_size": 2 * cfg.text_dim,
-        }
-        text = {
-            "model_type": "qwen3",
-            "vocab_size": len(tokenizer),
-            "hidden_size": cfg.text_dim,
-            "intermediate_size": cfg.text_ff,
-            "num_hidden_layers": cfg.text_layers,
-            "num_attention_heads": cfg.text_heads,
-            "num_key_value_heads": cfg.text_heads,
-            "head_dim": cfg.text_dim // cfg.text_heads,
-            "max_position_embeddings": 4096,
-            "bos_token_id": None,
-            **ends,
-        }
+        audio = sizes(cfg.audio_dim, cfg.audio_layers, cfg.audio_heads, cfg.audio_ff, num_mel_bins=cfg.mels)
+        audio |= {"model_type": "fun_asr_nano_encoder", "num_timestamp_prediction_layers": 0}
+        audio |= {"fsmn_kernel_size": cfg.fsmn_kernel, "num_stacked_frames": STACK}
+        audio |= {"hidden_dropout": cfg.dropout, "attention_dropout": cfg.dropout}
+        adaptor = sizes(cfg.text_dim, cfg.adaptor_layers, cfg.text_heads, cfg.text_dim // 4)
+        adaptor |= {"projector_hidden_size": 2 * cfg.text_dim}
+        text = sizes(cfg.text_dim, cfg.text_layers, cfg.text_heads, cfg.text_ff, vocab_size=len(tokenizer))
+        text |= {"model_type": "qwen3", "num_key_value_heads": cfg.text_heads, "bos_token_id": None, **ends}
+        text |= {"head_dim": cfg.text_dim // cfg.text_heads, "max_position_embeddings": 4096}
         parts: dict[str, Any] = {"audio_config": audio, "adaptor_config": adaptor, "text_config": text, **ends}
         config: Any = FunAsrNanoConfig(audio_token_id=self.marks[AUDIO], **parts)
         # transformers hands its choice of attention on to the models inside, not to the adaptor, whose mask then would not mask
@@ -195,19 +171,13 @@ def save_recogniser(folder: Path, model: Recogniser, *, facts: dict[str, Any], *
     """Write a folder that transformers loads by itself; arguments as in ``folder.save_net``, ``facts`` for ``rlspeech.json``."""
     parameters = save_net(folder, model, **how, leave_out={"lm_head.weight"})  # it is the table of embeddings
     model.tokenizer.save_pretrained(folder)
-    extractor = {
+    extractor: dict[str, Any] = {
         "feature_extractor_type": "FunAsrNanoFeatureExtractor",
         "processor_class": "FunAsrNanoProcessor",
-        "feature_size": model.cfg.mels,
-        "sampling_rate": SAMPLE_RATE,
-        "frame_length": 25,
-        "frame_shift": 10,
-        "num_frames_lfr": STACK,
-        "stride_lfr": STRIDE,
-        "window": "hamming",
-        "padding_value": 0.0,
-        "return_attention_mask": True,
     }
+    extractor |= {"feature_size": model.cfg.mels, "sampling_rate": SAMPLE_RATE, "frame_length": 25, "frame_shift": 10}
+    extractor |= {"num_frames_lfr": STACK, "stride_lfr": STRIDE, "window": "hamming", "padding_value": 0.0}
+    extractor |= {"return_attention_mask": True}
     processor = {"processor_class": "FunAsrNanoProcessor", "audio_token": AUDIO}
     for name, content in (("preprocessor_config.json", extractor), ("processor_config.json", processor)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -77,9 +77,8 @@ def _run(config: RL, engine: Engine, task: Task) -> dict[str, Any]:
     ):
         folder.note(device=engine.reason, rewards=judge.meta())
         session = Session(config, engine, task, folder, scorer, judge)
-        explain(
-            config, task, engine.reason, len(session.train.utts), sum(p.numel() for p in session.policy.parameters())
-        )
+        size = sum(p.numel() for p in session.policy.parameters())
+        explain(config, task, engine.reason, len(session.train.utts), size)
         with at_the_end(folder) as end:
             end.reason = session.fit(watchdog)
         summary = session.summary(end.reason) | {"report": str(end.page) if end.page else None}

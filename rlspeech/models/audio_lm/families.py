@@ -391,11 +391,8 @@ class Whisper(Family):
             language = a.language or given.language
             middle = [self._language_id(language, self.languages) if language else -1, *middle]
         elif a.language and not re.match(r"(?i)en(glish)?\b", a.language):
-            why, hint = (
-                f"it was asked for {a.language!r}",
-                "a model for several languages (without .en), or no language",
-            )
-            raise UserError("this Whisper writes English alone", why, hint)
+            hint = "a model for several languages (without .en), or no language"
+            raise UserError("this Whisper writes English alone", f"it was asked for {a.language!r}", hint)
         quiet = getattr(given, "no_timestamps_token_id", None)
         return torch.tensor([*before, start, *middle, *([quiet] if quiet is not None and quiet not in middle else [])])
 

@@ -53,14 +53,8 @@ SEARCH = (
 ).split()
 FACTORS = re.compile("temperature|_p$|penalty|beam|scale")  # of those that do nothing at 1; the others do nothing at 0
 
-UNLOADABLE = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    ImportError,
-    AttributeError,
-)  # what a processor raises that does not load
+# what a processor raises that does not load
+UNLOADABLE = (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError)
 TASK = "asr"
 
 
@@ -370,12 +364,7 @@ def save_audio_lm(folder: Path, model: AudioLM, *, facts: dict[str, Any], **how:
         for part in (model.processor, model.extractor, model.tokenizer):
             if part is not None:
                 part.save_pretrained(folder)
-    about = {
-        "task": TASK,
-        "model_type": model.model_type,
-        "sample_rate": model.sample_rate,
-        "max_s": model.max_s,
-        "facts": facts,
-    }
+    about = {"task": TASK, "model_type": model.model_type, "sample_rate": model.sample_rate}
+    about |= {"max_s": model.max_s, "facts": facts}
     parameters, title = sum(p.numel() for p in model.net.parameters()), f"recogniser ({model.model_type})"
     write_about(folder, about, card_of(TASK, parameters, model.sample_rate, title=title))

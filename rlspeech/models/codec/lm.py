@@ -38,6 +38,7 @@ from rlspeech.models.folder import (
     pretrained,
     read_about,
     save_net,
+    sizes,
     snapshot,
     write_about,
 )
@@ -349,17 +350,9 @@ def build_codec_lm(cfg: CodecLMModel, texts: Sequence[str], codec: Codec | None 
     stop, pad = (int(tokenizer.convert_tokens_to_ids(m)) for m in (STOP, PAD))
     speech = (len(tokenizer), codec.size, (stop,), cfg.codec, codec.sample_rate, codec.frame_s)
     layout = Layout(TEXT, SPEECH, *speech, WRITTEN, lead=LEAD, prompt_s=cfg.prompt_s, max_s=cfg.max_s)
-    config: Any = Qwen2Config(
-        vocab_size=len(tokenizer) + codec.size,
-        hidden_size=cfg.dim,
-        intermediate_size=cfg.ff,
-        num_hidden_layers=cfg.layers,
-        num_attention_heads=cfg.heads,
-        num_key_value_heads=cfg.heads,
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
-        use_sliding_window=False,
-    )
+    shape = sizes(cfg.dim, cfg.layers, cfg.heads, cfg.ff, vocab_size=len(tokenizer) + codec.size)
+    shape |= {"num_key_value_heads": cfg.heads, "max_position_embeddings": 4096}
+    config: Any = Qwen2Config(**shape, tie_word_embeddings=False, use_sliding_window=False)
     config.pad_token_id, config.eos_token_id, config.bos_token_id = pad, stop, None
     net: Any = Qwen2ForCausalLM(config)
     net.generation_config.eos_token_id, net.generation_config.pad_token_id = stop, pad
@@ -395,13 +388,8 @@ def save_codec_lm(folder: Path, model: CodecLM, *, facts: dict[str, Any], **how:
     save_net(folder, model, **how)
     if model.source is None or model.source.resolve() == folder.resolve():
         model.tokenizer.save_pretrained(folder)
-    about = {
-        "task": TASK,
-        "model_type": model.model_type,
-        "layout": model.layout.as_dict(),
-        "model": None if model.cfg is None else model.cfg.model_dump(),
-        "facts": facts,
-    }
+    about: dict[str, Any] = {"task": TASK, "model_type": model.model_type, "layout": model.layout.as_dict()}
+    about |= {"model": None if model.cfg is None else model.cfg.model_dump(), "facts": facts}
     parameters, title = sum(p.numel() for p in model.net.parameters()), f"codec language model ({model.model_type})"
     detail = (
         f"It writes {1 / model.layout.frame_s:g} ids a second of the codec {md(model.layout.codec or 'of its own')}."
