@@ -313,11 +313,33 @@ class TokenPolicy:
             states = states @ projection.to(states.device)
         return pad(states, (0, 0, 0, state.ids.shape[1] - states.shape[1]))
 
-    def _cross_entropy(self, logits: Tensor, ids: Tensor, mask: Tensor, prompts: int) -> Tensor:
-        """Mean over ``prompts`` of each row's cross-entropy in nats a token; prompts without a row count as 0."""
+    def _has_reference(self, clip: Clip) -> bool:
+        """Whether a supervised loss can be taken of a clip."""
+        raise NotImplementedError
+
+    def _references(self, clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
+        """Ids and mask (n, S) of clips' references."""
+        raise NotImplementedError
+
+    def supervised(self, prompts: list[Clip], *, rollout: Rollout | None = None, rows: Tensor | None = None) -> Tensor:
+        """Cross-entropy of the references in nats a token, its mean over the clips; one without a reference counts as 0.
+
+        Tokens that are suppressed, a stop at the start among them, cannot be learnt and are left out.
+        """
+        known = [c for c in prompts if self._has_reference(c)]
+        if not known:
+            return 0.0 * self.parameters()[0].sum()
+        ids, mask = self._references(known)
+        with self._cast():
+            encoded = self._encode(known, grad=getattr(self.model, "train_encoder", False))
+            logits = self.model.forward_logits(encoded, torch.arange(len(known)), ids)
         logp, mask = token_logp(logits, ids.to(logits.device)), mask.to(logits.device)
+        if lost := int((shut := mask & logp.isinf()).any(1).sum()):
+            why = f"{lost} of {len(known)} references hold tokens that the model's generation config suppresses"
+            self._once("shut", f"{why}: they are left out of the loss; --set suppress=allow_empty or none keeps them")
+        mask = mask & ~shut
         each = -torch.where(mask, logp, torch.zeros_like(logp)).sum(1) / mask.sum(1).clamp_min(1)
-        return each.sum() / prompts
+        return each.sum() / len(prompts)
 
 
 def match_precision(model: nn.Module, reference: nn.Module) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_audio_lms import ALL, clips, tiny
+from tiny_audio_lms import ALL, clips, parameters_of, tiny
 
 from rlspeech.config import Lora
 from rlspeech.models.adapters import Adapted
@@ -64,7 +64,7 @@ def test_adapters_folded_in_and_half_precision(tmp_path: Path) -> None:
     sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("half", "merged")]
     assert sizes[0] < 0.65 * sizes[1]  # names take their share of a file this small
     bf16, _ = load_audio_lm(str(tmp_path / "merged"), dtype="bf16")
-    assert {p.dtype for p in bf16.parameters_of("language")} == {torch.bfloat16}
+    assert {p.dtype for p in parameters_of(bf16, "language")} == {torch.bfloat16}
 
 
 def test_a_checkpoints_own_adapter_becomes_weights(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_audio_lms import clips as noises
-from tiny_audio_lms import tiny
+from tiny_audio_lms import parameters_of, tiny
 from torch import Tensor
 from training import Judge, algorithm, check_grpo, train
 
@@ -87,11 +87,11 @@ def test_the_whole_model_without_an_adapter() -> None:
     """The encoder stays as it was, the reference too; the relative form of PPO asks for the base's own transcripts."""
     policy = _policy(lora=None, algo="ppo", group=2)
     base = [s.hypothesis for s in policy.base(_clips())]
-    ear = [p.detach().clone() for p in policy.model.parameters_of("encoder")]
+    ear = [p.detach().clone() for p in parameters_of(policy.model, "encoder")]
     assert base == policy.transcribe(_clips())
     train(algorithm(policy, 0.01), _clips(), SHORT, 3)
     assert [s.hypothesis for s in policy.base(_clips())] == base != policy.transcribe(_clips())
-    assert all(torch.equal(a, b) for a, b in zip(ear, policy.model.parameters_of("encoder"), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(ear, parameters_of(policy.model, "encoder"), strict=True))
 
 
 def test_grpo_teaches_it_what_is_rewarded() -> None:
@@ -168,7 +168,7 @@ def test_what_is_suppressed_is_neither_sampled_nor_learnt(warned: list[str]) -> 
 
 def test_a_trained_encoder_is_heard_again_and_moves() -> None:
     policy = _policy(lora=None, model={"train_encoder": True}, train_encoder=True)
-    ear = policy.model.parameters_of("encoder")
+    ear = parameters_of(policy.model, "encoder")
     before = [p.detach().clone() for p in ear]
     assert [row["kl"] > 1e-7 for row in train(algorithm(policy), _clips(), SHORT)] == [False, True]
     assert any((a != b).any() for a, b in zip(before, ear, strict=True))
@@ -286,7 +286,7 @@ def test_both_kls_are_0_at_the_reference_and_agree_away_from_it() -> None:
         made = policy.rollout(_clips()[:1], group=64, seed=0)
         assert float(policy.log_prob(made, torch.arange(64), with_kl=True).kl.detach().abs().max()) < 1e-6
         with torch.no_grad():
-            for p in policy.model.parameters_of("language"):
+            for p in parameters_of(policy.model, "language"):
                 p += 0.03 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
         made = policy.rollout(_clips()[:1], group=300, seed=0)
         look = policy.log_prob(made, torch.arange(300), with_kl=True)

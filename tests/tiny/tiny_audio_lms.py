@@ -157,6 +157,11 @@ def tiny(model_type: str, *, seed: int = 0, spread: float = 0.15, **how: Any) ->
     return AudioLM(net, tok, processor, extractor, **how).eval()
 
 
+def parameters_of(lm: AudioLM, part: Any) -> list[torch.nn.Parameter]:
+    """The parameters of a part, tied ones once."""
+    return list({id(p): p for m in lm.modules_of(part) for p in m.parameters()}.values())
+
+
 def clips(*seconds: float, seed: int = 0, rate: int = 16000) -> list[np.ndarray]:
     """Noise of these lengths, each of another colour and level."""
     draw = np.random.default_rng(seed)

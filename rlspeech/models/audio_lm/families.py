@@ -31,7 +31,6 @@ class Request:
 
     language: str | None = None
     prompt: str | None = None
-    keywords: Sequence[str] | None = None
 
 
 @dataclass(slots=True)
@@ -84,7 +83,7 @@ class Family:
         takes = inspect.signature(self.processor.apply_transcription_request).parameters
         texts: list[str] = []
         for wav, a in zip(wavs, requests, strict=True):
-            asked = {"language": a.language, "prompt": a.prompt, "keywords": list(a.keywords) if a.keywords else None}
+            asked = {"language": a.language, "prompt": a.prompt}
             given = {k: v for k, v in asked.items() if v is not None and k in takes}
             texts += self.processor.apply_transcription_request([wav], tokenize=False, **given)
         made = dict(self.processor(text=texts, audio=list(wavs), return_tensors="pt"))
@@ -186,8 +185,6 @@ class FunAsrNano(Family):
         content: list[dict[str, Any]] = [{"type": "audio"}]
         if request.prompt:
             content.append({"type": "text", "text": request.prompt})
-        if request.keywords:
-            content.append({"type": "keywords", "keywords": list(request.keywords)})
         if request.language:
             try:
                 named = prepare_language_inputs(request.language, 1, LANGUAGE_CODE_TO_NAME, return_code=False)[0]
@@ -220,7 +217,6 @@ class Qwen2Audio(Family):
         words = request.prompt or (
             f"Transcribe the speech in {request.language}." if request.language else "Transcribe the speech."
         )
-        words += f" It may contain: {', '.join(request.keywords)}." if request.keywords else ""
         return self.chat([{"type": "audio", "audio_url": ""}, {"type": "text", "text": words}])
 
     def encode(self, prepared: Prepared) -> list[Tensor]:
@@ -325,7 +321,6 @@ class GraniteSpeech(Family):
 
     def format(self, request: Request) -> str:
         words = self.tokenizer.convert_ids_to_tokens(self.audio_token) + (request.prompt or self.request)
-        words += f" Keywords: {', '.join(request.keywords)}" if request.keywords else ""
         has = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
         return self.chat(words) if has else f"USER: {words}\n ASSISTANT:"
 

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from rlspeech.config_parts import Sampling
+from rlspeech.models.folder import loading, read_about, save_net, snapshot, write_about
+from rlspeech.models.hub import card_of, find_checkpoint
 
 ATTENTION = set("q_proj k_proj v_proj o_proj out_proj qkv_proj to_q to_kv to_out query key value".split())
 FEED_FORWARD = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2"}
@@ -72,12 +74,6 @@ class Generation(NamedTuple):
     ids: Tensor
     mask: Tensor
     finished: Tensor
-
-    @classmethod
-    def empty(cls) -> Generation:
-        """A generation of no prompts."""
-        nothing = torch.zeros(0, 0, dtype=torch.long)
-        return cls(nothing, nothing.bool(), torch.zeros(0, dtype=torch.bool))
 
 
 class LanguageModel(nn.Module):
@@ -187,8 +183,9 @@ class LanguageModel(nn.Module):
         sampling: Sampling | None = None,
         max_new_tokens: int | Sequence[int],
         seed: int | Sequence[int] = 0,
+        beams: int = 1,
     ) -> Generation:
-        """Write answers, ``group`` rows for each of the B prompts.
+        """Write answers, ``group`` rows for each of the B prompts, from the model's own distribution without its suppressed tokens.
 
         Args:
             prompts: B of them.
@@ -196,11 +193,17 @@ class LanguageModel(nn.Module):
             sampling: None: the likeliest token.
             max_new_tokens: longest answer, the stop included, of all prompts or one a prompt.
             seed: of the batch, or one a prompt; a row's draw depends on its prompt's seed and its place in the group.
+            beams: more than 1: transformers' beam search, one row a prompt, as long as the longest may be.
         """
         if not len(prompts):
-            return Generation.empty()
-        logits, visible, cache, step = prefill(self, prompts)
+            return Generation(torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0).bool(), torch.zeros(0).bool())
         each = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(map(int, max_new_tokens))
+        if self.seq2seq:  # a table of positions
+            left = max(1, self.net.config.max_target_positions - max(len(i) for i in prompts.ids))
+            each = [min(n, left) for n in each]
+        if beams > 1:
+            return beam_search(self, prompts, beams, max(each))
+        logits, visible, cache, step = prefill(self, prompts)
         room = torch.tensor(each).repeat_interleave(group)
         n, steps, device = len(room), int(room.max()), logits.device
         noise = None if sampling is None else uniforms(len(prompts), group, steps, seed)
@@ -238,6 +241,40 @@ class LanguageModel(nn.Module):
             place = place + 1
         longest = int(mask.any(0).sum())
         return Generation(ids[:, :longest], mask[:, :longest], finished)
+
+
+def load_lm(
+    name: str,
+    task: str,
+    noun: str,
+    device: torch.device | str,
+    make: Callable[[str, dict[str, Any], dict[str, Any]], Any],
+) -> tuple[Any, dict[str, Any]]:
+    """Load a model in evaluation mode, by ``make``(where, options of ``from_pretrained``, what its ``rlspeech.json`` says).
+
+    Returns:
+        the model and what its ``rlspeech.json`` says; of a folder without one, its name.
+
+    Raises:
+        UserError: missing, of a kind not known here, or weights that do not fit the config.
+    """
+    folder = find_checkpoint(name, task)
+    where, options = (name, {}) if folder is None else (str(folder), {"local_files_only": True})
+    hint = "a folder in transformers' layout, a Hub id with the network at hand, or 'embedded'"
+    with loading(f"the {noun} {name}", hint):
+        model = make(where, options, about := read_about(folder, task))
+    model.source = folder or snapshot(where)
+    return model.to(device).eval(), about or {"task": task, "facts": {"loaded from": name}}
+
+
+def save_lm(
+    folder: Path, model: Any, task: str, noun: str, about: dict[str, Any], details: Sequence[str] = (), **how: Any
+) -> None:
+    """Write a folder that transformers loads by itself; ``how`` as in ``folder.save_net``, ``about`` for ``rlspeech.json``."""
+    save_net(folder, model, **how)
+    about = {"task": task, "model_type": model.model_type, **about}
+    parameters, title = sum(p.numel() for p in model.net.parameters()), f"{noun} ({model.model_type})"
+    write_about(folder, about, card_of(task, parameters, model.sample_rate, title=title, details=details))
 
 
 # ---------------------------------------------------------------------------------------------------------------- drawing

@@ -23,22 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlspeech.config_parts import Sampling
 from rlspeech.log import warn
 from rlspeech.models.audio_lm.families import Request, family_of
-from rlspeech.models.audio_lm.generate import EncodedPrompts, Generation, LanguageModel, beam_search, right_padded
-from rlspeech.models.folder import (
-    Precision,
-    dtype_of,
-    load_net,
-    loading,
-    pretrained,
-    read_about,
-    save_net,
-    snapshot,
-    write_about,
-)
-from rlspeech.models.hub import card_of, find_checkpoint
+from rlspeech.models.audio_lm.generate import EncodedPrompts, LanguageModel, load_lm, right_padded, save_lm
+from rlspeech.models.folder import Precision, dtype_of, load_net, pretrained
 
 Part = Literal["encoder", "projector", "language"]
 Phase = Literal["encode", "rollout", "reward", "update", "all"]
@@ -116,10 +104,6 @@ class AudioLM(LanguageModel):
         """The modules of a part."""
         return [self.net.get_submodule(name) for name in getattr(self.family, part)]
 
-    def parameters_of(self, part: Part) -> list[nn.Parameter]:
-        """The parameters of a part, tied ones once."""
-        return list({id(p): p for m in self.modules_of(part) for p in m.parameters()}.values())
-
     def frozen_modules(self) -> list[nn.Module]:
         """What is not trained, whatever is: encoder and projector, unless ``train_encoder``."""
         return [] if self.train_encoder else [*self.modules_of("encoder"), *self.modules_of("projector")]
@@ -184,7 +168,6 @@ class AudioLM(LanguageModel):
         *,
         language: str | Sequence[str | None] | None = None,
         prompt: str | Sequence[str | None] | None = None,
-        keywords: Sequence[Sequence[str] | None] | None = None,
         grad: bool = False,
         keep: Sequence[bool] | None = None,
     ) -> EncodedPrompts:
@@ -194,7 +177,6 @@ class AudioLM(LanguageModel):
             wavs: clips; an empty one counts as silence, what lies beyond ``max_s`` is cut off.
             language: one for all, or one a clip.
             prompt: instruction or context, one for all or one a clip.
-            keywords: a list a clip, for models that take them.
             grad: keep the graph, to train the encoder.
             keep: clips that come again: a frozen encoder of fixed windows runs once over each, as long as ``encoder_cache_mib`` has room.
 
@@ -203,12 +185,10 @@ class AudioLM(LanguageModel):
         """
         if not len(wavs):
             return EncodedPrompts([], [])
-        languages, prompts = (_each(x, len(wavs)) for x in (language, prompt))
-        given = zip(languages, prompts, keywords or [None] * len(wavs), strict=True)
         shortest, longest = int(self.family.min_s * self.sample_rate), int(self.max_s * self.sample_rate)
         clips = [np.nan_to_num(np.asarray(w, np.float32)[:longest]) for w in wavs]
         clips = [np.pad(c, (0, max(0, shortest - len(c)))) for c in clips]
-        requests = [Request(*g) for g in given]
+        requests = list(map(Request, _each(language, len(wavs)), _each(prompt, len(wavs))))
         keys = list(map(self.encoder_cache.key, clips, requests, keep or [False] * len(clips)))
         made = {i: found for i, key in enumerate(keys) if (found := self.encoder_cache.made.get(key))}
         if new := [i for i in range(len(clips)) if i not in made]:
@@ -232,31 +212,6 @@ class AudioLM(LanguageModel):
         return out
 
     # -- transcripts ---------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def generate(
-        self,
-        prompts: EncodedPrompts,
-        *,
-        group: int = 1,
-        sampling: Sampling | None = None,
-        max_new_tokens: int | Sequence[int],
-        seed: int | Sequence[int] = 0,
-        beams: int = 1,
-    ) -> Generation:
-        """Write transcripts; arguments as in ``LanguageModel``, and ``beams``: more than 1: transformers' beam search, one row a prompt.
-
-        Sampled or greedy, tokens come from the model's own distribution without its suppressed tokens. Beams have the largest of the rooms.
-        """
-        if not len(prompts):
-            return Generation.empty()
-        steps = np.broadcast_to(max_new_tokens, len(prompts)).tolist()
-        room = getattr(self.net.config, "max_target_positions", None) if self.seq2seq else None
-        if room is not None:
-            steps = np.minimum(steps, max(1, room - max(len(i) for i in prompts.ids))).tolist()
-        if beams > 1:
-            return beam_search(self, prompts, beams, max(steps))
-        return super().generate(prompts, group=group, sampling=sampling, max_new_tokens=steps, seed=seed)
 
     def text(self, ids: Tensor, mask: Tensor) -> list[str]:
         """Transcripts as they were written: no special tokens, no frame around them, and nothing cleaned up, loops least of all."""
@@ -306,7 +261,7 @@ def _each(value: Any, count: int) -> list[Any]:
 def load_audio_lm(
     name: str, device: torch.device | str = "cpu", dtype: Precision = "fp32", **how: Any
 ) -> tuple[AudioLM, dict[str, Any]]:
-    """Load a recogniser in evaluation mode; warns of what its generation config asks for and no policy here does.
+    """Load a recogniser; warns of what its generation config asks for and no policy here does.
 
     Args:
         name: Hub id, a folder in transformers' layout, a run folder, or 'embedded'.
@@ -314,32 +269,26 @@ def load_audio_lm(
         dtype: precision of the weights.
         how: ``train_encoder``, ``suppress``, ``encoder_cache_mib``; see ``AudioLM``.
 
-    Returns:
-        the model and what its ``rlspeech.json`` says; of a folder without one, its name.
-
-    Raises:
-        UserError: missing, of a kind not known here, or weights that do not fit the config.
+    Returns, raises: as ``generate.load_lm``.
     """
     import transformers
 
-    folder = find_checkpoint(name, TASK)
-    where, options = (name, {}) if folder is None else (str(folder), {"local_files_only": True})
-    hint = "a folder in transformers' layout, a Hub id with the network at hand, or 'embedded'"
-    with loading(f"the recogniser {name}", hint):
+    def make(where: str, options: dict[str, Any], about: dict[str, Any]) -> AudioLM:
         config = pretrained(transformers.AutoConfig, where, **options)
         cls = getattr(transformers, family_of(str(config.model_type)).architecture or config.architectures[0])
         net = load_net(cls, where, config=config, dtype=dtype_of(dtype, device), **options)
         tokenizer, processor, extractor = _words(where, options)
-        about = read_about(folder, TASK)
         model = AudioLM(net, tokenizer, processor, extractor, max_s=about.get("max_s"), **how)
         # where there is no file, transformers makes up an empty one
         if tokenizer.convert_ids_to_tokens(model.stops[0]) is None:
             raise ValueError("the tokenizer does not know the stop token: its files are missing or another model's")
+        return model
+
+    model, about = load_lm(name, TASK, "recogniser", device, make)
     if model.overridden:
         named = ", ".join(f"{k} {v}" for k, v in model.overridden.items())
         warn(f"{name}: of its generation config {named} is not applied, neither here nor by what is saved from it")
-    model.source = folder or snapshot(where)
-    return model.to(device).eval(), about or {"task": TASK, "facts": {"loaded from": name}}
+    return model, about
 
 
 def _words(where: str, options: dict[str, Any]) -> tuple[Any, Any, Any]:
@@ -359,12 +308,8 @@ def _words(where: str, options: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 def save_audio_lm(folder: Path, model: AudioLM, *, facts: dict[str, Any], **how: Any) -> None:
     """Write a folder that transformers loads by itself; arguments as in ``folder.save_net``, ``facts`` for ``rlspeech.json``."""
-    save_net(folder, model, **how)
-    if model.source is None:
-        for part in (model.processor, model.extractor, model.tokenizer):
-            if part is not None:
-                part.save_pretrained(folder)
-    about = {"task": TASK, "model_type": model.model_type, "sample_rate": model.sample_rate}
-    about |= {"max_s": model.max_s, "facts": facts}
-    parameters, title = sum(p.numel() for p in model.net.parameters()), f"recogniser ({model.model_type})"
-    write_about(folder, about, card_of(TASK, parameters, model.sample_rate, title=title))
+    about = {"sample_rate": model.sample_rate, "max_s": model.max_s, "facts": facts}
+    save_lm(folder, model, TASK, "recogniser", about, **how)
+    for part in (model.processor, model.extractor, model.tokenizer):
+        if part is not None and model.source is None:
+            part.save_pretrained(folder)

@@ -27,22 +27,10 @@ from torch import Tensor, nn
 
 from rlspeech.config_parts import CodecLMModel, Count, NonNegative, Positive
 from rlspeech.data.text import get_normaliser
-from rlspeech.models.audio_lm.generate import EncodedPrompts, LanguageModel, prefill, right_padded
+from rlspeech.models.audio_lm.generate import EncodedPrompts, LanguageModel, load_lm, prefill, right_padded, save_lm
 from rlspeech.models.card import md
 from rlspeech.models.codec.codec import Codec, load_codec, start_alike
-from rlspeech.models.folder import (
-    Precision,
-    dtype_of,
-    load_net,
-    loading,
-    pretrained,
-    read_about,
-    save_net,
-    sizes,
-    snapshot,
-    write_about,
-)
-from rlspeech.models.hub import card_of, find_checkpoint
+from rlspeech.models.folder import Precision, dtype_of, load_net, pretrained, sizes
 from rlspeech.types import UserError
 
 TASK = "tts"
@@ -129,10 +117,8 @@ def layout_of(tokenizer: Any) -> Layout:
     vocabulary = tokenizer.get_vocab()
     known = next((k for k in KNOWN if all(m in vocabulary for m in (k.code.format(0), *k.stops))), None)
     if known is None:
-        what, why = (
-            "this language model's vocabulary holds no codec that is known here",
-            ", ".join(k.name for k in KNOWN),
-        )
+        what = "this language model's vocabulary holds no codec that is known here"
+        why = ", ".join(k.name for k in KNOWN)
         hint = "a rlspeech.json that says its layout (before, after, first, size, stops, codec, sample_rate, frame_s)"
         raise UserError(what, f"looked for the marks of {why}", hint)
     first, size = vocabulary[known.code.format(0)], 0
@@ -319,12 +305,8 @@ def make_text_tokenizer(texts: Iterable[str], size: int) -> Any:
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=marks, **how)
     inner.train_from_iterator((LEAD + t for t in texts), trainer)
     merges: Any = [tuple(m) for m in json.loads(inner.to_str())["model"]["merges"]]
-    special: dict[str, Any] = {
-        "unk_token": PAD,
-        "pad_token": PAD,
-        "eos_token": STOP,
-        "extra_special_tokens": [TEXT, SPEECH],
-    }
+    special: dict[str, Any] = {"unk_token": PAD, "pad_token": PAD, "eos_token": STOP}
+    special["extra_special_tokens"] = [TEXT, SPEECH]
     return Qwen2Tokenizer(vocab=inner.get_vocab(), merges=merges, clean_up_tokenization_spaces=False, **special)
 
 
@@ -367,31 +349,24 @@ def load_codec_lm(
     """Load a codec language model; arguments, answer and errors as in ``audio_lm.load_audio_lm``, ``codec`` where it is already loaded."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = find_checkpoint(name, TASK)
-    where, options = (name, {}) if folder is None else (str(folder), {"local_files_only": True})
-    hint = "a folder that `rlspeech pretrain --task tts` wrote, a Hub id with the network at hand, or 'embedded'"
-    with loading(f"the synthesiser {name}", hint):
-        about = read_about(folder, TASK)
+    def make(where: str, options: dict[str, Any], about: dict[str, Any]) -> CodecLM:
         tokenizer = pretrained(AutoTokenizer, where, **options)
         net = load_net(AutoModelForCausalLM, where, dtype=dtype_of(dtype, device), **options)
         layout = Layout.read(about["layout"]) if "layout" in about else layout_of(tokenizer)
         rows = min(net.get_input_embeddings().weight.shape[0], net.get_output_embeddings().weight.shape[0])
         if layout.first + layout.size > rows or max(layout.stops) >= rows:
             raise ValueError(f"the layout names ids of a vocabulary of {rows} that it does not have")
-        model = CodecLM(net, tokenizer, layout, codec, CodecLMModel(**about["model"]) if about.get("model") else None)
-    model.source = folder or snapshot(where)
-    return model.to(device).eval(), about or {"task": TASK, "facts": {"loaded from": name}}
+        return CodecLM(net, tokenizer, layout, codec, CodecLMModel(**about["model"]) if about.get("model") else None)
+
+    return load_lm(name, TASK, "synthesiser", device, make)
 
 
 def save_codec_lm(folder: Path, model: CodecLM, *, facts: dict[str, Any], **how: Any) -> None:
     """Write a folder that transformers loads by itself; arguments as in ``folder.save_net``, ``facts`` for ``rlspeech.json``."""
-    save_net(folder, model, **how)
+    cfg = None if model.cfg is None else model.cfg.model_dump()
+    codec, rate = md(model.layout.codec or "of its own"), 1 / model.layout.frame_s
+    about = {"layout": model.layout.as_dict(), "model": cfg, "facts": facts}
+    detail = f"It writes {rate:g} ids a second of the codec {codec}."
+    save_lm(folder, model, TASK, "codec language model", about, [detail], **how)
     if model.source is None or model.source.resolve() == folder.resolve():
         model.tokenizer.save_pretrained(folder)
-    about: dict[str, Any] = {"task": TASK, "model_type": model.model_type, "layout": model.layout.as_dict()}
-    about |= {"model": None if model.cfg is None else model.cfg.model_dump(), "facts": facts}
-    parameters, title = sum(p.numel() for p in model.net.parameters()), f"codec language model ({model.model_type})"
-    detail = (
-        f"It writes {1 / model.layout.frame_s:g} ids a second of the codec {md(model.layout.codec or 'of its own')}."
-    )
-    write_about(folder, about, card_of(TASK, parameters, model.sample_rate, title=title, details=[detail]))

@@ -110,20 +110,8 @@ class AsrPolicy(TokenPolicy):
 
     # -- the control ---------------------------------------------------------------------------------------------------
 
-    def supervised(self, prompts: list[Clip], *, rollout: Rollout | None = None, rows: Tensor | None = None) -> Tensor:
-        """Cross-entropy of the references in nats a token, its mean over the clips; one without a reference or a sample counts as 0.
+    def _has_reference(self, clip: Clip) -> bool:
+        return clip.text is not None and clip.noisy.shape[-1] > 0
 
-        Tokens that are suppressed, a stop at the start among them, cannot be learnt and are left out.
-        """
-        known = [c for c in prompts if c.text is not None and c.noisy.shape[-1]]
-        if not known:
-            return 0.0 * self.parameters()[0].sum()
-        with self._cast():
-            encoded = self._encode(known, grad=self.model.train_encoder)
-            ids, mask = self.model.references([c.text or "" for c in known], self.sampling.language)
-            logits = self.model.forward_logits(encoded, torch.arange(len(known)), ids)
-        shut = logits.detach().gather(-1, ids[..., None].to(logits.device))[..., 0].isinf().cpu() & mask
-        if lost := int(shut.any(1).sum()):
-            why = f"{lost} of {len(known)} references hold tokens that the model's generation config suppresses"
-            self._once("shut", f"{why}: these are left out of the loss; --set suppress=allow_empty or none keeps them")
-        return self._cross_entropy(logits, ids, mask & ~shut, len(prompts))
+    def _references(self, clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
+        return self.model.references([c.text or "" for c in clips], self.sampling.language)  # type: ignore[no-any-return]

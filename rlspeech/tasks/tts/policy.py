@@ -147,15 +147,11 @@ class TtsPolicy(TokenPolicy):
 
     # -- the control ---------------------------------------------------------------------------------------------------
 
-    def supervised(self, prompts: list[Clip], *, rollout: Rollout | None = None, rows: Tensor | None = None) -> Tensor:
-        """Cross-entropy of the recordings' ids in nats an id, its mean over the clips; one without text or recording counts as 0."""
-        known = [c for c in prompts if c.text and len(c.target) and c.columns.get("recorded") is not False]
-        if not known:
-            return 0.0 * self.parameters()[0].sum()
-        ids, mask = self.model.references(self.task.recorded(known, self.model))
-        with self._cast():
-            logits = self.model.forward_logits(self._encode(known), torch.arange(len(known)), ids)
-        return self._cross_entropy(logits, ids, mask, len(prompts))
+    def _has_reference(self, clip: Clip) -> bool:
+        return bool(clip.text) and len(clip.target) > 0 and clip.columns.get("recorded") is not False
+
+    def _references(self, clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
+        return self.model.references(self.task.recorded(clips, self.model))  # type: ignore[no-any-return]
 
 
 # Gumbel-softmax (arXiv 1611.01144, 1611.00712): a drawn token as a differentiable function of the logits that it was drawn from.
