@@ -48,18 +48,14 @@ _held: dict[str, Run] = {}  # POSIX locks do not exclude their own process, so t
 
 
 class Run(AbstractContextManager["Run"]):
-    """One run folder, held by this process until ``close``. Make it with ``Run.create``.
-
-    Attributes:
-        resumed: True where the folder held an earlier attempt of the same run.
-        grown: settings that an earlier attempt had otherwise and that may grow: key -> its value then.
-    """
+    """One run folder, held by this process until ``close``. Make it with ``Run.create``."""
 
     def __init__(self, path: Path, stage: str, config: BaseModel) -> None:
         self.path, self.stage, self.config = path, stage, config
         self.main = log.is_main()
         self.checkpoints = Checkpoints(path / "checkpoints", writable=self.main)
-        self.resumed = False
+        self.resumed = False  # True where the folder held an earlier attempt of the same run
+        # settings that an earlier attempt had otherwise and that may grow: key -> its value then
         self.grown: dict[str, Any] = {}
         self._lock: IO[str] | None = None
         self._metrics = MetricsLog(path, getattr(config, "tracker", ()))

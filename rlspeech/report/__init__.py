@@ -44,106 +44,65 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One run's curve of one quantity.
+    """One run's curve of one quantity."""
 
-    Args:
-        run: its name; the same run has the same colour and dashes in every plot.
-        steps: (K,) where it was measured.
-        mean: (K,) values; what is not finite is a gap.
-        lo: (K,) lower end of the 95 % interval, drawn as a band.
-        hi: (K,) upper end.
-    """
-
-    run: str
-    steps: Sequence[float]
-    mean: Sequence[float]
-    lo: Sequence[float] | None = None
-    hi: Sequence[float] | None = None
+    run: str  # its name; the same run has the same colour and dashes in every plot
+    steps: Sequence[float]  # (K,) where it was measured
+    mean: Sequence[float]  # (K,) values; what is not finite is a gap
+    lo: Sequence[float] | None = None  # (K,) lower end of the 95 % interval, drawn as a band
+    hi: Sequence[float] | None = None  # (K,) upper end
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """One small picture, several runs in one.
+    """One small picture, several runs in one."""
 
-    Args:
-        title: the quantity.
-        lines: one a run.
-        kind: the group it stands in; ``spread`` is a histogram: ``steps`` are the middles of its bins, ``mean`` how many are in each.
-        note: a sentence under it.
-        start: value before training, a dashed line.
-    """
-
-    title: str
-    lines: Sequence[Line]
+    title: str  # the quantity
+    lines: Sequence[Line]  # one a run
+    # the group it stands in; ``spread`` is a histogram: ``steps`` are the middles of its bins, ``mean`` how many are in each
     kind: Literal["reward", "guard", "valid", "train", "cost", "spread"] = "train"
-    note: str = ""
-    start: float | None = None
+    note: str = ""  # a sentence under it
+    start: float | None = None  # value before training, a dashed line
 
 
 @dataclass(slots=True)
 class Clip:
-    """One utterance with a player for each system.
+    """One utterance with a player for each system."""
 
-    Args:
-        key: its id.
-        audio: system -> (T,) float32.
-        sample_rate: of all of them, in Hz.
-        note: text or conditions, shown under the id.
-        scores: system -> metric -> number or None.
-        texts: system -> a model's description of it; someone else's text, shown escaped.
-        edits: system -> what a recogniser wrote, against the reference.
-        label: why it is shown, such as ``largest loss``; a chip and a filter.
-    """
-
-    key: str
-    audio: dict[str, np.ndarray]
-    sample_rate: int
-    note: str = ""
-    scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    key: str  # its id
+    audio: dict[str, np.ndarray]  # system -> (T,) float32
+    sample_rate: int  # of all of them, in Hz
+    note: str = ""  # text or conditions, shown under the id
+    scores: dict[str, dict[str, float | None]] = field(default_factory=dict)  # system -> metric -> number or None
+    # system -> a model's description of it; someone else's text, shown escaped
     texts: dict[str, str] = field(default_factory=dict)
+    # system -> what a recogniser wrote, against the reference
     edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
-    label: str = ""
+    label: str = ""  # why it is shown, such as ``largest loss``; a chip and a filter
 
 
 @dataclass(slots=True)
 class ReportData:
-    """Everything on the page; what is empty is left out.
+    """Everything on the page; what is empty is left out."""
 
-    Args:
-        title: heading.
-        subtitle: one line under it.
-        metrics: rows of the table, in order.
-        means: system -> metric name -> mean and interval; the order of the systems is kept.
-        baseline: the system that the others are compared with.
-        deltas: system -> metric name -> paired difference to the baseline.
-        clips: players.
-        config: as resolved.
-        versions: package -> version.
-        cost: time and memory, label -> text.
-        notes: remarks, such as metrics that were not available.
-        grids: further tables, below the differences.
-        basis: what the numbers and their intervals are.
-        plots: curves with intervals, several runs in one picture.
-        commands: what to run next, each with a button that copies it.
-        facts: data, seed, checkpoint and the like, name -> text.
-    """
-
-    title: str
-    subtitle: str = ""
-    metrics: Sequence[Metric] = ()
+    title: str  # heading
+    subtitle: str = ""  # one line under it
+    metrics: Sequence[Metric] = ()  # rows of the table, in order
+    # system -> metric name -> mean and interval; the order of the systems is kept
     means: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
-    baseline: str | None = None
+    baseline: str | None = None  # the system that the others are compared with
+    # system -> metric name -> paired difference to the baseline
     deltas: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
-    clips: Sequence[Clip] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, Any] = field(default_factory=dict)
-    cost: Mapping[str, str] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-    grids: Sequence[Grid] = ()
-    basis: str = "Mean over utterances and its bootstrap 95 % interval."
-    plots: Sequence[Plot] = ()
-    commands: Sequence[str] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)
+    clips: Sequence[Clip] = ()  # players
+    config: Mapping[str, Any] = field(default_factory=dict)  # as resolved
+    versions: Mapping[str, Any] = field(default_factory=dict)  # package -> version
+    cost: Mapping[str, str] = field(default_factory=dict)  # time and memory, label -> text
+    notes: Sequence[str] = ()  # remarks, such as metrics that were not available
+    grids: Sequence[Grid] = ()  # further tables, below the differences
+    basis: str = "Mean over utterances and its bootstrap 95 % interval."  # what the numbers and their intervals are
+    plots: Sequence[Plot] = ()  # curves with intervals, several runs in one picture
+    commands: Sequence[str] = ()  # what to run next, each with a button that copies it
+    facts: Mapping[str, str] = field(default_factory=dict)  # data, seed, checkpoint and the like, name -> text
 
 
 def mark(metric: Metric, delta: Interval | None) -> str:

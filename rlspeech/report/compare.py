@@ -40,23 +40,15 @@ BESIDE = FACTS.union({"stamp", "seconds", "samples", "finished", "normaliser"}, 
 
 @dataclass
 class System:
-    """One system of one run.
+    """One system of one run."""
 
-    Args:
-        label: what it is called on the page.
-        run: where from.
-        name: its name there.
-        rows: key -> row of scores; empty where only means are known.
-        means: metric -> mean with its interval.
-        kept: stem -> kept audio.
-    """
-
-    label: str
-    run: RunRecord
-    name: str
+    label: str  # what it is called on the page
+    run: RunRecord  # where from
+    name: str  # its name there
+    # key -> row of scores; empty where only means are known
     rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    means: dict[str, Interval] = field(default_factory=dict)
-    kept: Mapping[str, Any] = field(default_factory=dict)
+    means: dict[str, Interval] = field(default_factory=dict)  # metric -> mean with its interval
+    kept: Mapping[str, Any] = field(default_factory=dict)  # stem -> kept audio
 
     @property
     def keys(self) -> list[str]:
@@ -205,52 +197,33 @@ Scores = dict[str, dict[str, Interval]]  # system -> metric
 
 @dataclass(slots=True)
 class Pairing:
-    """Systems of one stage against one of them, item by item.
+    """Systems of one stage against one of them, item by item."""
 
-    Args:
-        stage: whose.
-        baseline: label of that one.
-        deltas: label -> metric -> paired difference.
-        keys: items that every system has.
-    """
-
-    stage: str
-    baseline: str
-    deltas: Scores = field(default_factory=dict)
-    keys: list[str] = field(default_factory=list)
+    stage: str  # whose
+    baseline: str  # label of that one
+    deltas: Scores = field(default_factory=dict)  # label -> metric -> paired difference
+    keys: list[str] = field(default_factory=list)  # items that every system has
 
 
 @dataclass(slots=True)
 class Comparison:
-    """What systems have in common and what not.
+    """What systems have in common and what not."""
 
-    Args:
-        runs: in the order that they were given.
-        systems: of all of them.
-        metrics: of all, in the order of their appearance.
-        means: label -> metric -> mean.
-        pairings: one a stage.
-        own: rl run -> metric -> paired difference to its own start.
-        settings: stage -> dotted key -> run -> value, where they differ.
-        versions: package -> run -> version, where they differ.
-        notes: what is missing, and what could not be paired.
-        relative: label -> rate -> change against the baseline in %, of an evaluation alone.
-        parts: value of a column -> the same of its items, of an evaluation alone.
-        items: how many were compared, where the run says it.
-    """
-
-    runs: Sequence[RunRecord]
-    systems: list[System] = field(default_factory=list)
-    metrics: list[Metric] = field(default_factory=list)
-    means: Scores = field(default_factory=dict)
-    pairings: list[Pairing] = field(default_factory=list)
-    own: Scores = field(default_factory=dict)
+    runs: Sequence[RunRecord]  # in the order that they were given
+    systems: list[System] = field(default_factory=list)  # of all of them
+    metrics: list[Metric] = field(default_factory=list)  # of all, in the order of their appearance
+    means: Scores = field(default_factory=dict)  # label -> metric -> mean
+    pairings: list[Pairing] = field(default_factory=list)  # one a stage
+    own: Scores = field(default_factory=dict)  # rl run -> metric -> paired difference to its own start
+    # stage -> dotted key -> run -> value, where they differ
     settings: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    versions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    versions: dict[str, dict[str, Any]] = field(default_factory=dict)  # package -> run -> version, where they differ
+    notes: list[str] = field(default_factory=list)  # what is missing, and what could not be paired
+    # label -> rate -> change against the baseline in %, of an evaluation alone
     relative: Scores = field(default_factory=dict)
+    # value of a column -> the same of its items, of an evaluation alone
     parts: dict[str, Comparison] = field(default_factory=dict)
-    items: int | None = None
+    items: int | None = None  # how many were compared, where the run says it
 
     @property
     def alone(self) -> RunRecord | None:

@@ -35,27 +35,16 @@ MP3_LEVEL = dict(zip(MP3_RATES, (0.6, 0.6, 0.78, 0.78, 0.78), strict=True))
 
 @dataclass(frozen=True, slots=True)
 class Player:
-    """One system's sound and picture, as data addresses; both empty where only its words are known.
+    """One system's sound and picture, as data addresses; both empty where only its words are known."""
 
-    Args:
-        system: its name.
-        audio: data address.
-        picture: data address.
-        scores: metric -> number or None.
-        ratings: those of ``scores`` that a language model gave, shown beside its words.
-        text: its description of the clip.
-        level_db: of the speech as it is played, for the blind comparison at equal loudness.
-        remark: what was done to the sound.
-    """
-
-    system: str
-    audio: str
-    picture: str
-    scores: dict[str, float | None]
-    ratings: dict[str, float | None]
-    text: str = ""
-    level_db: float = 0.0
-    remark: str = ""
+    system: str  # its name
+    audio: str  # data address
+    picture: str  # data address
+    scores: dict[str, float | None]  # metric -> number or None
+    ratings: dict[str, float | None]  # those of ``scores`` that a language model gave, shown beside its words
+    text: str = ""  # its description of the clip
+    level_db: float = 0.0  # of the speech as it is played, for the blind comparison at equal loudness
+    remark: str = ""  # what was done to the sound
 
 
 @dataclass(frozen=True, slots=True)

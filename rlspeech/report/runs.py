@@ -54,35 +54,21 @@ class Origin:
 
 @dataclass(slots=True)
 class RunRecord:
-    """One run.
+    """One run."""
 
-    Args:
-        name: what it is called beside others.
-        path: its folder.
-        stage: rl, eval, reward or pretrain.
-        config: as resolved; of ``reward`` the settings that it noted.
-        env: versions, device, when it started.
-        metrics: rows of ``metrics.jsonl``.
-        scores: system -> key -> row of ``scores.jsonl``; of ``rl`` the systems are its validations, ``step_000020``.
-        meta: ``scores.meta.json``.
-        summary: ``metrics.json`` of an evaluation.
-        notes: what is missing or torn.
-        scores_path: the file that ``scores`` come from.
-        named: False where the run kept no names of its validation clips, and the keys are made up.
-    """
-
-    name: str
-    path: Path
-    stage: str
-    config: Row = field(default_factory=dict)
-    env: Row = field(default_factory=dict)
-    metrics: list[Row] = field(default_factory=list)
+    name: str  # what it is called beside others
+    path: Path  # its folder
+    stage: str  # rl, eval, reward or pretrain
+    config: Row = field(default_factory=dict)  # as resolved; of ``reward`` the settings that it noted
+    env: Row = field(default_factory=dict)  # versions, device, when it started
+    metrics: list[Row] = field(default_factory=list)  # rows of ``metrics.jsonl``
+    # system -> key -> row of ``scores.jsonl``; of ``rl`` the systems are its validations, ``step_000020``
     scores: Scores = field(default_factory=dict)
-    meta: Row = field(default_factory=dict)
-    summary: Row = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    scores_path: Path = Path("scores.jsonl")
-    named: bool = True
+    meta: Row = field(default_factory=dict)  # ``scores.meta.json``
+    summary: Row = field(default_factory=dict)  # ``metrics.json`` of an evaluation
+    notes: list[str] = field(default_factory=list)  # what is missing or torn
+    scores_path: Path = Path("scores.jsonl")  # the file that ``scores`` come from
+    named: bool = True  # False where the run kept no names of its validation clips, and the keys are made up
     _origins: dict[str, dict[str, Origin]] = field(default_factory=dict)
 
     @property

@@ -285,19 +285,12 @@ def _usable(title: str, entries: Any, notes: list[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """Something to do, with what it needs beyond the packages that are always installed.
+    """Something to do, with what it needs beyond the packages that are always installed."""
 
-    Args:
-        name: what it is.
-        how: the command or option that asks for it.
-        modules: module -> what to give to ``pip install``.
-        assets: folders below ``rlspeech/assets``.
-    """
-
-    name: str
-    how: str
-    modules: dict[str, str] = field(default_factory=dict)
-    assets: tuple[str, ...] = ()
+    name: str  # what it is
+    how: str  # the command or option that asks for it
+    modules: dict[str, str] = field(default_factory=dict)  # module -> what to give to ``pip install``
+    assets: tuple[str, ...] = ()  # folders below ``rlspeech/assets``
 
 
 FEATURES = (
