@@ -15,6 +15,7 @@ SCHEMAS = {  # command -> module:Class of its settings
     "prepare nonspeech": "corpora.nonspeech:Nonspeech",
     "prepare tts": "corpora.tts_texts:PrepareTts",
     "prepare join": "corpora.join:Join",
+    "prepare hub": "corpora.hub:Hub",
     "pretrain": "config:Pretrain",
     "reward": "config:ScoreFolder",
     "rl": "config:RL",

@@ -136,6 +136,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
     ),
     "out": _shared(str | None, "--out", _OUTPUT, "Folder for the results.", "FOLDER"),
     "seed": _shared(int | None, "--seed", None, "Random seed; the same seed gives the same result."),
+    "workers": _shared(int | None, "--workers", None, "Worker processes; none: one a core; 0: none besides this one."),
     "device": _shared(str | None, "--device", None, "auto, cpu, cuda, cuda:1 or mps.", None, offer_devices),
     "json_mode": _shared(bool, "--json", _OUTPUT, "Print one JSON object on stdout, everything else on stderr."),
     "quiet": _shared(bool, "--quiet -q", _OUTPUT, "Print only errors, and data on stdout."),
@@ -150,8 +151,8 @@ def command(
 
     The function declares its own options as typer wants them and takes the shared ones as ``**shared``::
 
-        @command(app, "rlspeech prepare dns /data/DNS --out data/dns", *LAYERS, "out", "seed")
-        def dns(root: Root, mixing__snr_db: Snr = None, workers: int | None = None, **shared: Any) -> None:
+        @command(app, "rlspeech prepare dns /data/DNS --out data/dns", *LAYERS, "out", "seed", "workers")
+        def dns(root: Root, mixing__snr_db: Snr = None, **shared: Any) -> None:
             \"\"\"DNS-Challenge: the flat layout of 2020 and the trees since 2021.\"\"\"
             stage("corpora.published:Dns", "stages.prepare:run", locals())
 

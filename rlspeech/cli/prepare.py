@@ -11,7 +11,7 @@ from rlspeech.cli.common import LAYERS, STAGE, command, stage
 
 app = Typer(no_args_is_help=True, epilog="Example: rlspeech prepare demo --out data")
 
-OUT, SEEDED = (*LAYERS, "out"), (*LAYERS, "out", "seed")
+OUT, SEEDED = (*LAYERS, "out", "workers"), (*LAYERS, "out", "seed", "workers")
 Root = Annotated[str, Argument(metavar="FOLDER", help="Folder of the corpus.")]
 Paths = Annotated[list[str] | None, Option(metavar="PATH")]
 Manifest = Annotated[str | None, Option(metavar="MANIFEST")]
@@ -34,7 +34,6 @@ def dns(
     mixing__snr_db: Snr = None,
     mixing__level_dbfs: Level = None,
     mixing__reverb: Reverb = None,
-    workers: int | None = None,
     **shared: Any,
 ) -> None:
     """DNS-Challenge: the flat layout of 2020 and the trees since 2021."""
@@ -42,7 +41,7 @@ def dns(
 
 
 @command(app, "rlspeech prepare voicebank /data/VoiceBank-DEMAND --speakers 28 --out data/vb", *SEEDED)
-def voicebank(root: Root, speakers: str | None = None, workers: int | None = None, **shared: Any) -> None:
+def voicebank(root: Root, speakers: str | None = None, **shared: Any) -> None:
     """VoiceBank-DEMAND, 28 or 56 training speakers."""
     _layout("voicebank", locals())
 
@@ -51,7 +50,6 @@ def voicebank(root: Root, speakers: str | None = None, workers: int | None = Non
 def pairs(
     noisy: Annotated[str | None, Option(metavar="FOLDER")] = None,
     clean: Annotated[list[str] | None, Option(metavar="FOLDER")] = None,
-    workers: int | None = None,
     **shared: Any,
 ) -> None:
     """Two folders, noisy and clean, paired by name."""
@@ -70,7 +68,6 @@ def mix(
     mouths: Mouths = None,
     render: int | None = None,
     render_s: float | None = None,
-    workers: int | None = None,
     **shared: Any,
 ) -> None:
     """Clean speech + noise (+ impulse responses): a recipe that mixes on the fly, or mixtures on disk."""
@@ -83,7 +80,6 @@ def ladder(
     noise: Paths = None,
     render: Annotated[int | None, Option("--utterances")] = None,
     render_s: Annotated[float | None, Option("--clip-s")] = None,
-    workers: int | None = None,
     **shared: Any,
 ) -> None:
     """Speech that gets worse in a known order, for the calibration of rewards."""
@@ -91,7 +87,7 @@ def ladder(
 
 
 @command(app, "rlspeech prepare folder recordings/ --kind noisy --out data/recordings", *SEEDED)
-def folder(root: Root, kind: str | None = None, text: File = None, workers: int | None = None, **shared: Any) -> None:
+def folder(root: Root, kind: str | None = None, text: File = None, **shared: Any) -> None:
     """A folder of recordings without references, with transcripts where there are any."""
     _layout("folder", locals())
 
@@ -102,7 +98,6 @@ def avsec4(
     channels: str | None = None,
     target: str | None = None,
     given_lips: Annotated[bool | None, Option("--given-lips")] = None,
-    workers: int | None = None,
     **shared: Any,
 ) -> None:
     """Audio-visual enhancement challenge: AVSEC-4 as shipped, and AVSEC-1 to 3."""
@@ -115,14 +110,13 @@ def lips(
     crop: str | None = None,
     landmarks: File = None,
     keep_faceless: Annotated[bool | None, Option("--keep-faceless")] = None,
-    workers: int | None = None,
     **shared: Any,
 ) -> None:
     """Mouth crops, 25 grey frames a second, and a contact sheet to judge them by."""
     _layout("lips", locals())
 
 
-@command(app, "rlspeech prepare demo --out data/demo", *SEEDED)
+@command(app, "rlspeech prepare demo --out data/demo", *LAYERS, "out", "seed")
 def demo(mouths: Mouths = None, commands: Annotated[bool | None, Option("--commands")] = None, **shared: Any) -> None:
     """The corpus that comes with the package: synthetic voices and noises."""
     _layout("demo", locals())
@@ -132,7 +126,6 @@ def demo(mouths: Mouths = None, commands: Annotated[bool | None, Option("--comma
 def librispeech(
     root: Annotated[str, Argument(metavar="FOLDER", help="Folder with dev-clean, train-clean-100 ...")],
     splits: Annotated[list[str] | None, Option("--split")] = None,
-    workers: int | None = None,
     **shared: Any,
 ) -> None:
     """LibriSpeech as unpacked: one manifest a split."""
@@ -142,7 +135,6 @@ def librispeech(
 @command(app, "rlspeech prepare kaldi egs/mini/data --out data/mini", *OUT)
 def kaldi(
     root: Annotated[str, Argument(metavar="FOLDER", help="Data folder (wav.scp, text ...), or a folder of several.")],
-    workers: int | None = None,
     **shared: Any,
 ) -> None:
     """Kaldi data folders; no command of a wav.scp is run."""
@@ -152,7 +144,6 @@ def kaldi(
 @command(app, "rlspeech prepare nemo train_manifest.json --out data/train", *OUT)
 def nemo(
     root: Annotated[str, Argument(metavar="FILE|FOLDER", help="NeMo manifest (JSON lines), or a folder of them.")],
-    workers: int | None = None,
     **shared: Any,
 ) -> None:
     """NeMo manifests."""
@@ -162,11 +153,28 @@ def nemo(
 @command(app, "rlspeech prepare lhotse manifests/ --out data/cuts", *OUT)
 def lhotse(
     root: Annotated[str, Argument(metavar="FILE|FOLDER", help="Cuts, or a folder of cuts, recordings, supervisions.")],
-    workers: int | None = None,
     **shared: Any,
 ) -> None:
     """Lhotse manifests: cuts, or recordings with supervisions."""
     _layout("lhotse", locals())
+
+
+@command(app, "rlspeech prepare hub user/corpus --split train --text-column sentence --out data/corpus", *OUT)
+def hub(
+    root: Annotated[
+        str, Argument(metavar="NAME|FOLDER|FILE", help="Data set of the Hub (user/name), or parquet here.")
+    ],
+    splits: Annotated[list[str] | None, Option("--split")] = None,
+    subset: str | None = None,
+    revision: str | None = None,
+    audio_column: str | None = None,
+    text_column: str | None = None,
+    speaker_column: str | None = None,
+    limit: int | None = None,
+    **shared: Any,
+) -> None:
+    """Data sets of the Hugging Face Hub, or parquet that datasets has written."""
+    stage("corpora.hub:Hub", "stages.prepare:run", locals())
 
 
 @command(app, "rlspeech prepare rl-asr --data data/train --recogniser embedded --out data/hard", *STAGE, name="rl-asr")
@@ -185,7 +193,13 @@ def rl_asr(
     stage("corpora.rl_asr:RlAsr", "stages.prepare:run", locals())
 
 
-@command(app, "rlspeech prepare nonspeech --noise noise/ --clean test.jsonl --count 40 --out data/nonspeech", *SEEDED)
+@command(
+    app,
+    "rlspeech prepare nonspeech --noise noise/ --clean test.jsonl --count 40 --out data/nonspeech",
+    *LAYERS,
+    "out",
+    "seed",
+)
 def nonspeech(
     noise: Paths = None,
     clean: Annotated[list[str] | None, Option(metavar="MANIFEST")] = None,
@@ -203,14 +217,19 @@ def tts(
     root: Annotated[str, Argument(metavar="SOURCE")],
     prompts: Manifest = None,
     prompt_s: Annotated[Range, Option(metavar="LOW HIGH")] = None,
-    workers: int | None = None,
     **shared: Any,
 ) -> None:
     """Texts with voices for synthesis: every row gets a prompt of its own, once and for all."""
     stage("corpora.tts_texts:PrepareTts", "stages.prepare:run", locals())
 
 
-@command(app, "rlspeech prepare join data/test:condition=clean data/nonspeech --sample 500 --out data/joined", *SEEDED)
+@command(
+    app,
+    "rlspeech prepare join data/test:condition=clean data/nonspeech --sample 500 --out data/joined",
+    *LAYERS,
+    "out",
+    "seed",
+)
 def join(
     manifests: Annotated[list[str], Argument(metavar="MANIFEST[:COLUMN=VALUE]")],
     sample: Annotated[int | None, Option(metavar="N")] = None,

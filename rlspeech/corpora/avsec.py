@@ -31,14 +31,6 @@ from rlspeech.types import UserError
 
 SPLITS = {"train": "train", "dev": "valid", "eval": "test"}  # folder -> split
 MEMBER = re.compile(r"^(S\d+)_([a-z_]+)\.(?:wav|mp4)$")
-OLD_MIX, OLD_TARGET = "mixed", "target"
-MIX = {"mono": "mono_mix", "binaural": "mix"}
-TARGET = {
-    ("mono", "anechoic"): "target_mono_anechoic",
-    ("mono", "reverberant"): "target_mono",
-    ("binaural", "anechoic"): "target_anechoic",
-    ("binaural", "reverberant"): "target",
-}
 PROBE_TIMEOUT_S = 120.0
 
 
@@ -82,9 +74,9 @@ class Avsec(Layout):
         lips = (place.parent if place.name == "scenes" else place) / "lips"
         for name in sorted(members.keys() | metadata.keys()):
             there = members.get(name, set())
-            old = OLD_MIX in there
-            mix = OLD_MIX if old else MIX[self.channels]
-            wanted = OLD_TARGET if old else TARGET[self.channels, self.target]
+            old, mono = "mixed" in there, self.channels == "mono"
+            mix = "mixed" if old else "mono_mix" if mono else "mix"
+            wanted = "target" if old else "target" + "_mono" * mono + "_anechoic" * (self.target == "anechoic")
             bare = split == "test" and not any(member.startswith("target") for member in there)
             needed = [mix, "silent"] + ([] if bare else [wanted])
             missing = [member for member in needed if member not in there]
@@ -131,23 +123,15 @@ def _places(top: Path) -> Iterator[tuple[str, Path, Path]]:
 def _metadata(base: Path, place: Path, split: str) -> dict[str, dict[str, Any]]:
     """What ``scenes.json`` says of each scene; nothing where it is missing, and a warning where it cannot be read."""
     folder = next(name for name, other in SPLITS.items() if other == split)
-    for file in (
-        base / "metadata" / f"scenes.{folder}.json",
-        base / f"scenes.{folder}.json",
-        base / folder / "metadata" / "scenes.json",
-        base / folder / "scenes.json",
-        place / "scenes.json",
-        base / folder / f"scenes.{folder}.json",
-    ):
-        if not file.is_file():
-            continue
-        try:
-            rows = parse_json(file.read_bytes())
-            return {row["scene"]: row for row in rows if isinstance(row, dict) and isinstance(row.get("scene"), str)}
-        except (ValueError, TypeError, OSError, RecursionError) as error:
-            log.warn(f"{file} cannot be read ({type(error).__name__}): no SNR and no scene columns for {split}")
-            return {}
-    return {}
+    own, shared = f"scenes.{folder}.json", "scenes.json"
+    files = [base / "metadata" / own, base / own, base / folder / "metadata" / shared, base / folder / shared]
+    file = next((f for f in [*files, place / shared, base / folder / own] if f.is_file()), None)
+    try:
+        rows = parse_json(file.read_bytes()) if file else []
+        return {row["scene"]: row for row in rows if isinstance(row, dict) and isinstance(row.get("scene"), str)}
+    except (ValueError, TypeError, OSError, RecursionError) as error:
+        log.warn(f"{file} cannot be read ({type(error).__name__}): no SNR and no scene columns for {split}")
+        return {}
 
 
 def _facts(row: dict[str, Any]) -> dict[str, Any]:

@@ -134,8 +134,7 @@ _SQUIM: dict[str, Column] = {
 }
 _STOI = {"stoi": Column("intelligibility (STOI)", bounds=SIGNED)}
 _STOI["estoi"] = Column("intelligibility (extended STOI)", bounds=SIGNED)
-_WER = {"wer": Column("word error rate of a recogniser", **_LOW)}
-_WER["cer"] = Column("character error rate of a recogniser", **_LOW)
+_WER = {f"{word[0]}er": Column(f"{word} error rate of a recogniser", **_LOW) for word in ("word", "character")}
 _SDR = {"si_sdr": Column("scale-invariant signal-to-distortion ratio in dB")}
 _LSD = {"lsd": Column("log-spectral distance in dB", **_LOW)}
 _P808 = {"dnsmos_p808": Column("DNSMOS P.808, official windows", bounds=MOS)}

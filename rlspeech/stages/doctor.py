@@ -14,7 +14,7 @@ import sysconfig
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from rlspeech import __version__, log
 from rlspeech.data.text import NORMALISERS
 from rlspeech.parallel import physical_cores
 from rlspeech.rewards.catalogue import TORCHAUDIO
+from rlspeech.run import versions_of
 from rlspeech.tasks import NEEDS, TRANSFORMERS, VIDEOS
 
 PACKAGES = (
@@ -61,8 +62,8 @@ def run() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "executable": sys.executable,
-        "packages": {name: version(name) for name in PACKAGES},
-        "optional": {name: version(name) for name in OPTIONAL},
+        "packages": versions_of(PACKAGES),
+        "optional": versions_of(OPTIONAL),
     }
     parts: dict[str, Callable[[], Any]] = {
         "torch": _torch,
@@ -92,14 +93,6 @@ def run() -> dict[str, Any]:
 def _entry(name: str, what: str, why_not: str, **more: Any) -> dict[str, Any]:
     """Return a line of a table: something that can be used, or why it cannot."""
     return {"name": name, "usable": not why_not, "what": what, "why_not": why_not, **more}
-
-
-def version(package: str) -> str | None:
-    """Version of an installed package, or None."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _line(error: BaseException) -> str:
