@@ -34,17 +34,11 @@ Rendered = tuple[list[Utterance], list[dict[str, Any]]]  # rows, and those that 
 
 
 class Candidate(NamedTuple):
-    """A row that may enter a manifest.
+    """A row that may enter a manifest."""
 
-    Args:
-        split: name of the manifest it belongs to (``clean``, ``noise``, ``test`` ...).
-        utt: the row; ``duration`` and ``sample_rate`` are 0 where only the file knows them.
-        problem: why it cannot be used, where that is known without opening it.
-    """
-
-    split: str
-    utt: Utterance
-    problem: str | None = None
+    split: str  # name of the manifest it belongs to (``clean``, ``noise``, ``test`` ...)
+    utt: Utterance  # the row; ``duration`` and ``sample_rate`` are 0 where only the file knows them
+    problem: str | None = None  # why it cannot be used, where that is known without opening it
 
 
 def dropped_row(split: str, name: str, path: str | Path | None, reason: str, detail: str) -> dict[str, Any]:
@@ -54,33 +48,24 @@ def dropped_row(split: str, name: str, path: str | Path | None, reason: str, det
 
 @dataclass
 class Sets:
-    """The result of a source.
+    """The result of a source."""
 
-    Args:
-        rows: name of a manifest -> its rows in order.
-        dropped: rows that were left out of them (``dropped_row``).
-        failed: rows that could not be rendered or drawn, listed with ``dropped`` but counted for no manifest of ``rows``.
-        facts: further keys of the summary.
-        notes: lines under the table.
-        meta: what every manifest's ``.meta.json`` says beside source, counts, seed and settings.
-        table: column names and rows to print; by default the manifests with their counts.
-        following: the command that goes on from here; by default it follows from the rows.
-        mixing: how rows named ``clean`` and ``noise``, where there are both, are mixed: a recipe stands beside them.
-        render: makes the rows of ``manifest.jsonl`` of what was written to ``OUT/sources``, and dropped rows.
-        written: manifests and recipe are on disk already.
-    """
-
-    rows: dict[str, list[Utterance]] = field(default_factory=dict)
-    dropped: list[dict[str, Any]] = field(default_factory=list)
+    rows: dict[str, list[Utterance]] = field(default_factory=dict)  # name of a manifest -> its rows in order
+    dropped: list[dict[str, Any]] = field(default_factory=list)  # rows that were left out of them (``dropped_row``)
+    # rows that could not be rendered or drawn, listed with ``dropped`` but counted for no manifest of ``rows``
     failed: list[dict[str, Any]] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)  # further keys of the summary
+    notes: list[str] = field(default_factory=list)  # lines under the table
+    # what every manifest's ``.meta.json`` says beside source, counts, seed and settings
     meta: dict[str, Any] = field(default_factory=dict)
+    # column names and rows to print; by default the manifests with their counts
     table: tuple[list[str], list[list[Any]]] | None = None
-    following: str | None = None
+    following: str | None = None  # the command that goes on from here; by default it follows from the rows
+    # how rows named ``clean`` and ``noise``, where there are both, are mixed: a recipe stands beside them
     mixing: Mixing | None = None
+    # makes the rows of ``manifest.jsonl`` of what was written to ``OUT/sources``, and dropped rows
     render: Callable[[], Rendered] | None = None
-    written: bool = False
+    written: bool = False  # manifests and recipe are on disk already
 
     def write_dropped(self, out: Path) -> None:
         """Write ``OUT/dropped.jsonl``, empty where nothing was left out."""

@@ -35,17 +35,12 @@ EYE_X, EYE_Y, EYE_GAP = 0.33, 0.395, 0.335  # of the box's side, where eyes are 
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """One face in one frame, in pixels (x to the right, y down).
+    """One face in one frame, in pixels (x to the right, y down)."""
 
-    Args:
-        box: left, top, width, height.
-        eyes: (2, 2) centres of the eye on the left of the picture and of the one on the right, or None.
-        mouth: (2,) centre of the mouth where the detector knows it, or None.
-    """
-
-    box: tuple[float, float, float, float]
+    box: tuple[float, float, float, float]  # left, top, width, height
+    # (2, 2) centres of the eye on the left of the picture and of the one on the right, or None
     eyes: np.ndarray | None = None
-    mouth: np.ndarray | None = None
+    mouth: np.ndarray | None = None  # (2,) centre of the mouth where the detector knows it, or None
 
 
 Detector = Callable[[np.ndarray], Sequence[Face]]
@@ -53,21 +48,13 @@ Detector = Callable[[np.ndarray], Sequence[Face]]
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """One face over time.
+    """One face over time."""
 
-    Args:
-        frames: (n,) indices of the frames in which it was found.
-        faces: the n faces.
-        searched: indices of the frames that were searched.
-        length: number of all frames.
-        others: how many other faces were about as present.
-    """
-
-    frames: np.ndarray
-    faces: list[Face]
-    searched: np.ndarray
-    length: int
-    others: int = 0
+    frames: np.ndarray  # (n,) indices of the frames in which it was found
+    faces: list[Face]  # the n faces
+    searched: np.ndarray  # indices of the frames that were searched
+    length: int  # number of all frames
+    others: int = 0  # how many other faces were about as present
 
 
 def search(frames: Iterable[np.ndarray], detect: Detector) -> tuple[dict[int, list[Face]], int]:
@@ -235,21 +222,14 @@ WINDOW, SLOW_WINDOW = 12, 50  # frames
 
 @dataclass(frozen=True, slots=True)
 class Path2D:
-    """Where to cut in each of F frames.
+    """Where to cut in each of F frames."""
 
-    Args:
-        centre: (F, 2) mouth centre in the frame's pixels.
-        scale: (F,) crop pixels for one pixel of the frame.
-        angle: (F,) tilt of the head in radians, clockwise in the picture.
-        found: (F,) bool, frames in which the face was found (frames between two searched ones count with the nearer one).
-        exact: the mouth itself was found, nothing is to be corrected.
-    """
-
-    centre: np.ndarray
-    scale: np.ndarray
-    angle: np.ndarray
+    centre: np.ndarray  # (F, 2) mouth centre in the frame's pixels
+    scale: np.ndarray  # (F,) crop pixels for one pixel of the frame
+    angle: np.ndarray  # (F,) tilt of the head in radians, clockwise in the picture
+    # (F,) bool, frames in which the face was found (frames between two searched ones count with the nearer one)
     found: np.ndarray
-    exact: bool = False
+    exact: bool = False  # the mouth itself was found, nothing is to be corrected
 
 
 def mouth_path(track: Track) -> Path2D:

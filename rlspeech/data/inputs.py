@@ -42,25 +42,17 @@ SILENCE = np.zeros(0, dtype=np.float32)
 
 @dataclass(slots=True)
 class Item:
-    """One file or row to work on.
+    """One file or row to work on."""
 
-    Args:
-        key: path inside the named folder without the suffix, or the manifest's id.
-        audio: the file; None where a row names none.
-        offset_s, duration_s: the stretch that a manifest names, in seconds; None reads to the end.
-        video: video or mouth crops that a manifest names.
-        hypothesis: a recogniser's text that a manifest holds.
-    """
-
-    key: str
-    audio: str | None
+    key: str  # path inside the named folder without the suffix, or the manifest's id
+    audio: str | None  # the file; None where a row names none
     target: str | None = None
     text: str | None = None
-    offset_s: float = 0.0
+    offset_s: float = 0.0  # the stretch that a manifest names, in seconds; None reads to the end
     duration_s: float | None = None
     columns: dict[str, Any] = field(default_factory=dict)
-    hypothesis: str | None = None
-    video: str | None = None
+    hypothesis: str | None = None  # a recogniser's text that a manifest holds
+    video: str | None = None  # video or mouth crops that a manifest names
 
     def stamp(self) -> str:
         """Changes when the audio, the reference or the texts do: a score of an older file is then not taken for this one's."""

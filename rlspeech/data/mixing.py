@@ -110,23 +110,14 @@ def mix(
 
 @dataclass
 class MixtureSet:
-    """Clean utterances that become a new mixture in every epoch.
+    """Clean utterances that become a new mixture in every epoch."""
 
-    Args:
-        clean: speech to enhance.
-        noise: noise recordings, drawn at random, looped where shorter than the clip.
-        rirs: impulse responses, may be empty.
-        mixing: ranges, see ``config.Mixing``.
-        sample_rate: in Hz.
-        seed: of the whole set.
-    """
-
-    clean: list[Utterance]
-    noise: list[Utterance]
-    rirs: list[Utterance]
-    mixing: Mixing
-    sample_rate: int = 16000
-    seed: int = 0
+    clean: list[Utterance]  # speech to enhance
+    noise: list[Utterance]  # noise recordings, drawn at random, looped where shorter than the clip
+    rirs: list[Utterance]  # impulse responses, may be empty
+    mixing: Mixing  # ranges, see ``config.Mixing``
+    sample_rate: int = 16000  # in Hz
+    seed: int = 0  # of the whole set
 
     @classmethod
     def from_recipe(

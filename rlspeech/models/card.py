@@ -30,29 +30,17 @@ SETTINGS = "algo steps prompts_per_step group lr kl_beta clip_range advantage su
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a card says of the kind of model.
+    """What a card says of the kind of model."""
 
-    Args:
-        title: "flow enhancer".
-        task: of rlspeech.
-        parameters: how many.
-        rate: samples a second of the audio it takes or makes, in Hz; None where it takes none.
-        library: what loads the folder.
-        pipeline: the Hub's name for the task; "" for none.
-        tags: further words to be found by.
-        uses: commands, with THIS_FOLDER for the folder.
-        details: sentences about the model.
-    """
-
-    title: str
-    task: str
-    parameters: int
-    rate: int | None
-    library: str
-    pipeline: str
-    tags: Sequence[str] = ()
-    uses: Sequence[str] = ()
-    details: Sequence[str] = ()
+    title: str  # "flow enhancer"
+    task: str  # of rlspeech
+    parameters: int  # how many
+    rate: int | None  # samples a second of the audio it takes or makes, in Hz; None where it takes none
+    library: str  # what loads the folder
+    pipeline: str  # the Hub's name for the task; "" for none
+    tags: Sequence[str] = ()  # further words to be found by
+    uses: Sequence[str] = ()  # commands, with THIS_FOLDER for the folder
+    details: Sequence[str] = ()  # sentences about the model
 
 
 def printable(value: Any) -> str:

@@ -20,28 +20,18 @@ if TYPE_CHECKING:
 
 
 class Kind(NamedTuple):
-    """What the checkpoints of one task are.
+    """What the checkpoints of one task are."""
 
-    Args:
-        title: a noun, "flow enhancer".
-        use: command that takes one, {0} is its folder.
-        model_type: of its ``config.json``; "" for a folder in transformers' own layout, which has ``rlspeech.json`` beside.
-        module, settings: class of the model (module:name) and of its settings; "" where the model loads itself.
-        tags: for the Hub.
-        pipeline: the Hub's name for the task; "" for none.
-        tuned: whether ``rl`` and ``eval`` take it.
-        instead: what to do where none came with the package.
-    """
-
-    title: str
-    use: str
+    title: str  # a noun, "flow enhancer"
+    use: str  # command that takes one, {0} is its folder
+    # of its ``config.json``; "" for a folder in transformers' own layout, which has ``rlspeech.json`` beside
     model_type: str = ""
-    module: str = ""
+    module: str = ""  # class of the model (module:name) and of its settings; "" where the model loads itself
     settings: str = ""
-    tags: tuple[str, ...] = ()
-    pipeline: str = "audio-to-audio"
-    tuned: bool = False
-    instead: str = "name a checkpoint of your own"
+    tags: tuple[str, ...] = ()  # for the Hub
+    pipeline: str = "audio-to-audio"  # the Hub's name for the task; "" for none
+    tuned: bool = False  # whether ``rl`` and ``eval`` take it
+    instead: str = "name a checkpoint of your own"  # what to do where none came with the package
 
 
 KINDS = {

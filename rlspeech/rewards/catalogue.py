@@ -27,34 +27,25 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A family of rewards that share one computation.
+    """A family of rewards that share one computation."""
 
-    Args:
-        family: its name.
-        factory: ``package.module:Class``, called with the options (and ``device`` where ``where`` is "device").
-        columns: reward name -> column; the first is the main one.
-        needs: subset of {"target", "text", "hypothesis", "tokens"}; with one of the last two the waveform is not looked at.
-        where: "cpu" runs in worker processes, "device" in the main process, batched; "main" too, for what takes less time than sending it.
-        requires: modules that must be installed, with the word that installs them.
-        sample_rate: what it computes at, in Hz; of several the highest that the file has, else the lowest; None: the file's own.
-        min_rate_hz: files of a lower rate are unscorable.
-        min_s: shorter clips are unscorable.
-        silence: "null" makes silent clips unscorable before the computation, "scale-free" those without any level; "score" hands them
-            over, "empty" also those of no samples.
-        probe: ``package.module:function`` that answers "" or why the reward cannot be used here.
-    """
-
-    family: str
-    factory: str
-    columns: dict[str, Column]
+    family: str  # its name
+    factory: str  # ``package.module:Class``, called with the options (and ``device`` where ``where`` is "device")
+    columns: dict[str, Column]  # reward name -> column; the first is the main one
+    # subset of {"target", "text", "hypothesis", "tokens"}; with one of the last two the waveform is not looked at
     needs: frozenset[str] = frozenset()
+    # "cpu" runs in worker processes, "device" in the main process, batched; "main" too, for what takes less time than sending it
     where: str = "device"
+    # modules that must be installed, with the word that installs them
     requires: dict[str, str] = field(default_factory=dict)
+    # what it computes at, in Hz; of several the highest that the file has, else the lowest; None: the file's own
     sample_rate: int | tuple[int, ...] | None = 16000
-    min_s: float = 0.1
+    min_s: float = 0.1  # shorter clips are unscorable
+    # "null" makes silent clips unscorable before the computation, "scale-free" those without any level; "score" hands them over, "empty"
+    # also those of no samples
     silence: str = "null"
-    min_rate_hz: int = 0
-    probe: str = ""
+    min_rate_hz: int = 0  # files of a lower rate are unscorable
+    probe: str = ""  # ``package.module:function`` that answers "" or why the reward cannot be used here
 
 
 TARGET, TEXT, TOKENS, HYPOTHESIS = (frozenset({n}) for n in ("target", "text", "tokens", "hypothesis"))

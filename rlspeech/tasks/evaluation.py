@@ -20,21 +20,14 @@ from rlspeech.types import Sample, Score, UserError, Utterance
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A column of the table.
+    """A column of the table."""
 
-    Args:
-        name: of the column and of its folders.
-        checkpoint: of its model; None where the rows themselves are the outputs, or the files of a folder.
-        folder: of the outputs of another program.
-        variant: what else tells its outputs from those of the same weights.
-        compared: False for a bound that is shown beside the systems and has the rows that it has.
-    """
-
-    name: str
+    name: str  # of the column and of its folders
+    # of its model; None where the rows themselves are the outputs, or the files of a folder
     checkpoint: str | None = None
-    variant: str = ""
-    compared: bool = True
-    folder: str | None = None
+    variant: str = ""  # what else tells its outputs from those of the same weights
+    compared: bool = True  # False for a bound that is shown beside the systems and has the rows that it has
+    folder: str | None = None  # of the outputs of another program
 
 
 class Evaluation:
