@@ -12,6 +12,7 @@ from rlspeech.cli.common import LAYERS, STAGE, command, stage
 app = Typer(no_args_is_help=True, epilog="Example: rlspeech prepare demo --out data")
 
 OUT, SEEDED = (*LAYERS, "out", "workers"), (*LAYERS, "out", "seed", "workers")
+ALONE = (*LAYERS, "out", "seed")  # of what one process makes
 Root = Annotated[str, Argument(metavar="FOLDER", help="Folder of the corpus.")]
 Paths = Annotated[list[str] | None, Option(metavar="PATH")]
 Manifest = Annotated[str | None, Option(metavar="MANIFEST")]
@@ -116,7 +117,7 @@ def lips(
     _layout("lips", locals())
 
 
-@command(app, "rlspeech prepare demo --out data/demo", *LAYERS, "out", "seed")
+@command(app, "rlspeech prepare demo --out data/demo", *ALONE)
 def demo(mouths: Mouths = None, commands: Annotated[bool | None, Option("--commands")] = None, **shared: Any) -> None:
     """The corpus that comes with the package: synthetic voices and noises."""
     _layout("demo", locals())
@@ -193,13 +194,7 @@ def rl_asr(
     stage("corpora.rl_asr:RlAsr", "stages.prepare:run", locals())
 
 
-@command(
-    app,
-    "rlspeech prepare nonspeech --noise noise/ --clean test.jsonl --count 40 --out data/nonspeech",
-    *LAYERS,
-    "out",
-    "seed",
-)
+@command(app, "rlspeech prepare nonspeech --noise noise/ --clean test.jsonl --count 40 --out data/nonspeech", *ALONE)
 def nonspeech(
     noise: Paths = None,
     clean: Annotated[list[str] | None, Option(metavar="MANIFEST")] = None,
@@ -223,13 +218,7 @@ def tts(
     stage("corpora.tts_texts:PrepareTts", "stages.prepare:run", locals())
 
 
-@command(
-    app,
-    "rlspeech prepare join data/test:condition=clean data/nonspeech --sample 500 --out data/joined",
-    *LAYERS,
-    "out",
-    "seed",
-)
+@command(app, "rlspeech prepare join data/test:condition=clean data/nonspeech --sample 500 --out data/joined", *ALONE)
 def join(
     manifests: Annotated[list[str], Argument(metavar="MANIFEST[:COLUMN=VALUE]")],
     sample: Annotated[int | None, Option(metavar="N")] = None,
