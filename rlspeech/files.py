@@ -70,10 +70,18 @@ def object_of(data: bytes) -> dict[str, Any]:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is none, or no such file that can be read."""
+    return object_or_reason(path)[0]
+
+
+def object_or_reason(path: Path) -> tuple[dict[str, Any], str]:
+    """The object in a JSON file, and why it cannot be read; both are empty where there is no file."""
     try:
-        return object_of(path.read_bytes())
-    except OSError:
-        return {}
+        found = parse_json(path.read_bytes())
+    except FileNotFoundError:
+        return {}, ""
+    except (OSError, ValueError) as error:
+        return {}, str(error)
+    return (found, "") if isinstance(found, dict) else ({}, "not a JSON object")
 
 
 def open_lines(path: str | Path) -> BinaryIO:

@@ -16,12 +16,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from rlspeech import log
-from rlspeech.files import parse_json, read_jsonl, write_error, write_text
+from rlspeech.files import read_jsonl, write_error, write_text
 from rlspeech.scores import step_name
 from rlspeech.types import UserError
 
@@ -90,12 +89,11 @@ class MetricsLog:
         stems = {path.stem for path in made}
         given = [] if self._shown else [p for name in GIVEN for p in _sound(folder.parent / name) if p.stem in stems]
         sounds = [(path, "output") for path in made] + [(path, path.parent.name) for path in given]
-        texts = _texts(folder / "said.jsonl")
 
         def show(tracker: _TensorBoard | _Wandb) -> None:
             for path, what in sounds:
                 tracker.sound(f"samples/{path.stem}/{what}", path, step)
-            if texts:
+            if texts := _texts(folder / "said.jsonl"):
                 tracker.texts("samples/said", texts, step)
 
         self._each(show)
@@ -128,12 +126,8 @@ def _sound(folder: Path) -> list[Path]:
 
 def _texts(path: Path) -> list[tuple[str, str, str]]:
     """Id, reference and hypothesis of the first rows of a recogniser's validation."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            rows = [parse_json(line.encode()) for line in islice(file, ROWS)]
-        return [(str(r.get("id", "")), str(r.get("text") or ""), str(r.get("hypothesis") or "")) for r in rows]
-    except (OSError, ValueError, AttributeError):
-        return []
+    rows = read_jsonl(path)[:ROWS]
+    return [(str(r.get("id", "")), str(r.get("text") or ""), str(r.get("hypothesis") or "")) for r in rows]
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -38,7 +38,6 @@ LONGEST = 160  # of a value in a table
 WIDE = 2  # differences that fit beside the means in the terminal
 REASONS = 5  # of a metric
 MOST = 20  # notes on rows
-NAMELESS = "this run kept no names of its validation clips: they can be counted, but not compared with another run's"
 BEST = "the best was chosen on these clips, which flatters it; it is the one that --model takes for the run"
 SAME = "Same items; better and worse where the bootstrap 95 % interval excludes 0."
 PLAIN = "Mean over items and its bootstrap 95 % interval."
@@ -197,7 +196,7 @@ def _grids(made: Comparison) -> list[Grid]:
     grids += [_part_grid(f"{column}: {value}", part) for value, part in made.parts.items()]
     if run and run.stage == "reward":
         grids += [*calibration_grids(_calibration(made)), *_lost(made)]
-    return grids + (_extremes(made) if run and run.stage == "rl" and run.named else [])
+    return grids + (_extremes(made) if run and run.stage == "rl" else [])
 
 
 def _delta_grid(title: str, metrics: Sequence[Metric], deltas: Scores, digits: int = 3, note: str = SAME) -> Grid:
@@ -316,8 +315,6 @@ def _notes(made: Comparison) -> list[str]:
     by_item = run and run.stage == "rl" and made.systems and made.systems[0].rows
     if run and run.stage in TRAINED and not run.metrics:
         notes.append("nothing has been logged yet")
-    if run and by_item and not run.named:
-        notes.append(NAMELESS)
     if any(s.label == "best" for s in made.systems) and run:
         notes.append(BEST)
     if by_item:

@@ -105,7 +105,7 @@ class System:
         row = self.rows.get(key, {})
         own = next((k.removeprefix("reference_text") for k in row if k.startswith("reference_text")), "")
         normalised = row.get("normalised") or [row.get(f"{k}_text{own}") for k in ("reference", "hypothesis")]
-        if _are_texts(normalised):
+        if isinstance(normalised, list) and len(normalised) == 2 and all(isinstance(t, str) for t in normalised):
             return normalised[0], normalised[1]
         reference, hypothesis = (row.get(k) for k in ("text", "hypothesis"))
         if not (isinstance(reference, str) and isinstance(hypothesis, str)):
@@ -134,14 +134,10 @@ class System:
         return str(self.run.config.get("normaliser", NORMALISER)) if self.run.stage == "eval" else NORMALISER
 
 
-def _are_texts(texts: Any) -> bool:
-    return isinstance(texts, list) and len(texts) == 2 and all(isinstance(t, str) for t in texts)
-
-
 def systems_of(run: RunRecord, alone: bool) -> list[System]:
     """Everything of a run that can be compared; ``alone`` leaves the run's own name out of the labels."""
     if run.stage in ("rl", "pretrain"):
-        return [validation(run, next(reversed(run.steps()), None) if run.named else None, run.name)]
+        return [validation(run, next(reversed(run.steps()), None), run.name)]
     kept, found = run.kept("audio"), []
     for name, rows in run.scores.items():
         label = name if alone else run.name if len(run.scores) == 1 else f"{run.name}: {name}"

@@ -355,7 +355,7 @@ def _clip(made: Comparison, systems: Sequence[System], base: System, key: str, l
     edits = {s.label: found for s in systems if (found := s.edits(key)) is not None}
     count = len(base.means) if len(made.systems) == 1 and base.run.stage == "reward" else SCORES
     order = {s.label: sorted(s.by_item(), key=lambda m: m != lead) for s in systems}
-    scored = [s for s in systems if key in s.rows and s.run.named]
+    scored = [s for s in systems if key in s.rows]
     scores = {s.label: {m: number(s.rows[key].get(m)) for m in beside(order[s.label], count)} for s in scored}
     words = {s.label: text for s in systems if (text := s.judged(key))}
     note = _facts(systems, {**origin.columns, **base.rows.get(key, {})}, key, edits)

@@ -17,10 +17,10 @@ from typing import Any
 from rlspeech.data.batches import columns_of
 from rlspeech.data.inputs import collect
 from rlspeech.data.manifest import find_manifest, read_manifest
-from rlspeech.files import parse_json, read_jsonl, safe_name
+from rlspeech.files import object_or_reason, read_jsonl, safe_name
 from rlspeech.log import several
 from rlspeech.rewards.base import column_of
-from rlspeech.scores import objects, read_scores, step_name
+from rlspeech.scores import objects, read_scores
 from rlspeech.stats import Interval
 from rlspeech.tracking import read_metrics
 from rlspeech.types import UserError
@@ -29,6 +29,7 @@ STAGES = ("rl", "eval", "reward", "pretrain")
 # a folder with one of them holds, or held, a run
 MARKS = ("config.resolved.json", "metrics.jsonl", "scores.jsonl", "env.json")
 INPUT = "input"  # system of an evaluation: the unprocessed recordings
+STEP = re.compile(r"step_\d{1,12}")
 Row = dict[str, Any]
 Scores = dict[str, dict[str, Row]]  # system -> key -> row
 
@@ -68,7 +69,6 @@ class RunRecord:
     summary: Row = field(default_factory=dict)  # ``metrics.json`` of an evaluation
     notes: list[str] = field(default_factory=list)  # what is missing or torn
     scores_path: Path = Path("scores.jsonl")  # the file that ``scores`` come from
-    named: bool = True  # False where the run kept no names of its validation clips, and the keys are made up
     _origins: dict[str, dict[str, Origin]] = field(default_factory=dict)
 
     @property
@@ -266,34 +266,11 @@ def _open(text: str) -> RunRecord:
     elif not run.config:
         notes.append("config.resolved.json is missing or torn: its settings are not known")
     if run.stage == "rl":
-        run.named = any(map(STEP.fullmatch, run.scores))
-        run.scores = run.scores if run.named else _history(run)
-        run.scores = {s: run.scores[s] for s in sorted(filter(STEP.fullmatch, run.scores), key=lambda s: int(s[5:]))}
+        steps = sorted(filter(STEP.fullmatch, run.scores), key=lambda s: int(s[5:]))
+        run.scores = {s: run.scores[s] for s in steps}
     own = scores.name.removesuffix("scores.jsonl").rstrip(".") if single else ""
     run.name = label if named else own or folder.name
     return run
-
-
-STEP = re.compile(r"step_\d{1,12}")
-
-
-def _history(run: RunRecord) -> Scores:
-    """Columns that the latest checkpoint of ``rl`` carries along, for runs without ``scores.jsonl``."""
-    name = run.pointer("latest")
-    try:
-        if not STEP.fullmatch(name):
-            return {}
-        history = parse_json((run.path / "checkpoints" / name / "state.json").read_bytes())["history"]
-        parts = [p for p in history if isinstance(p, dict) and isinstance(p.get("step"), int)]
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}
-    found: Scores = {}
-    for part in parts:
-        columns = {k: v for k, v in part.items() if isinstance(v, list)}
-        count = max(map(len, columns.values()), default=0)
-        rows = {f"clip {i}": {k: v[i] for k, v in columns.items() if i < len(v)} for i in range(count)}
-        found[step_name(part["step"])] = rows
-    return found
 
 
 def _why_not(path: Path) -> tuple[str, str]:
@@ -331,17 +308,10 @@ def _stage(run: RunRecord, text: str) -> str:
 
 def _json_file(path: Path, notes: list[str]) -> Row:
     """An object of a JSON file; empty where it is missing, with a note where it is torn."""
-    try:
-        found = parse_json(path.read_bytes())
-        if isinstance(found, dict):
-            return found
-        why = "it holds no object"
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        why = str(error)[:200]
-    notes.append(f"{path.name} cannot be read: {why}")
-    return {}
+    found, why = object_or_reason(path)
+    if why:
+        notes.append(f"{path.name} cannot be read: {why[:200]}")
+    return found
 
 
 def number(value: Any) -> float | None:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from rlspeech import log, plugins
 from rlspeech.data.decode import TOLERANCE_S, AudioError, SoundInfo, regular_file, sound_info
 from rlspeech.data.manifest import ASIDE_NAMES, PATH_KEYS, RECIPE_NAME, holds_rows, scan
-from rlspeech.files import numbered_rows, parse_json
+from rlspeech.files import numbered_rows, object_or_reason, read_object
 from rlspeech.log import several
 from rlspeech.schema import load_yaml
 from rlspeech.settings import resolve
@@ -65,11 +65,8 @@ def _check(path: Path, schemas: Mapping[str, str], stage: str | None) -> Finding
     if holds_rows(path):
         return check_jsonl(path)
     if path.suffix == ".json":
-        try:
-            content = parse_json(path.read_bytes())
-        except (OSError, ValueError):
-            content = None  # the config check says what is wrong, and where
-        if isinstance(content, dict) and {"clean", "noise"} <= set(content):
+        content = read_object(path)  # the config check says what is wrong, and where
+        if {"clean", "noise"} <= set(content):
             return check_recipe(path, content)
     if path.suffix in {".yaml", ".yml", ".json"}:
         return check_config(path, schemas, stage)
@@ -121,17 +118,12 @@ class Findings:
 
     def read(self, path: Path, *, needed: bool = False) -> dict[str, Any]:
         """Return an object in a JSON file, empty where there is none; a file that cannot be read is a problem."""
-        try:
-            content = parse_json(path.read_bytes())
-            if isinstance(content, dict):
-                return content
-            self.add(path, None, "cannot be read: not a JSON object")
-        except FileNotFoundError:
-            if needed:
-                self.add(path.parent, None, f"{path.name} is missing")
-        except (OSError, ValueError) as error:
-            self.add(path, getattr(error, "lineno", None), f"cannot be read: {error}")
-        return {}
+        content, why = object_or_reason(path)
+        if why:
+            self.add(path, None, f"cannot be read: {why}")
+        elif needed and not path.exists():
+            self.add(path.parent, None, f"{path.name} is missing")
+        return content
 
 
 def check_jsonl(path: Path) -> Findings:

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from rlspeech import log
 from rlspeech.algos import get_algorithm
-from rlspeech.algos.math import critical_batch
-from rlspeech.algos.update import flat_gradient
+from rlspeech.algos.math import critical_batch, micro_batches
+from rlspeech.algos.update import flat_gradient, rows_of
 from rlspeech.config import RL, Exploration
 from rlspeech.config_parts import Sampling
 from rlspeech.data.batches import batches, with_video
@@ -185,8 +185,8 @@ def probe_gradients(
     size = sum(p.numel() for p in parameters)
     totals = {name: torch.zeros(size, device=parameters[0].device) for name in advantages}
     count = float(rollout.mask.sum().clamp_min(1))
-    for part in torch.unique(rollout.group).split(micro_batch):
-        rows = torch.isin(rollout.group, part).nonzero()[:, 0]
+    for part in micro_batches(torch.unique(rollout.group), micro_batch):
+        rows = rows_of(rollout, part)
         logp = policy.log_prob(rollout, rows, with_kl=False).logp
         mask = rollout.mask[rows.to(rollout.mask.device)]
         for name, advantage in advantages.items():

@@ -329,8 +329,9 @@ def tuned_facts(
     if isinstance(before.get("rl"), Mapping):
         earlier = {k: before["rl"].get(k) for k in ("algo", "step", "from", "rewards", "guards")}
         kept["earlier"] = [*(before.get("earlier") or []), earlier]
-    if languages := _languages(utts):
-        kept["languages"] = languages
+    languages = {u.language for u in utts}
+    if None not in languages and 0 < len(languages) <= 8:  # every row says its own, and there are few
+        kept["languages"] = sorted(map(str, languages))
     sampling = "explore" if "explore" in get_task(config.task).settings else "sampling"
     versions = {k: v for k, v in versions_of(PACKAGES).items() if v is not None}
     versions |= {k: v["version"] for k, v in judged.items() if isinstance(v, Mapping) and "version" in v}
@@ -379,9 +380,3 @@ def _help(name: str) -> str:
 def _up(name: str) -> bool:
     """Whether more of a column is better; of one that is not known, yes."""
     return getattr(known_column(name), "higher_is_better", True)
-
-
-def _languages(utts: Iterable[Utterance]) -> list[str]:
-    """Languages of the data, where every row says its own and there are few."""
-    found = {u.language for u in utts}
-    return sorted(str(x) for x in found) if None not in found and 0 < len(found) <= 8 else []
