@@ -396,3 +396,14 @@ def lora(
 ) -> None:
     """Convert the LoRA of a run to a peft adapter, or fold it into the weights."""
     call("stages.convert:merge_lora", shared, source, to, out or place, device=shared["device"] or "cpu")
+
+
+@command(convert, "rlspeech convert ct2 faster-whisper-tiny.en whisper-tiny.en")
+def ct2(
+    source: Annotated[str, Argument(metavar="FOLDER", help="model.bin, config.json and tokenizer.json of a Whisper.")],
+    place: Place = None,
+    out: Out = None,
+    **shared: Any,
+) -> None:
+    """Convert a Whisper of faster-whisper (CTranslate2; fp32, fp16, bf16, int8) for transformers."""
+    call("stages.convert:ct2", shared, source, out or place)

@@ -7,6 +7,7 @@
     rlspeech convert lora runs/asr --to merged runs/asr-merged            # a plain checkpoint, without trainer state
     rlspeech convert lora runs/asr-adapter --to merged merged             # the way back
     rlspeech convert hub runs/asr --push user/name                        # weights and model card to the Hugging Face Hub
+    rlspeech convert ct2 faster-whisper-tiny.en whisper-tiny.en           # a Whisper of faster-whisper, for transformers
 
 Outputs are written whole or not at all, and existing files are never overwritten. A run with LoRA keeps its checkpoints merged, with the
 adapter in ``adapter/``, whose names are those of this project's wrapper around a language model; what is written here has the names of
@@ -30,6 +31,7 @@ from rlspeech import log
 from rlspeech.files import read_object
 from rlspeech.models.card import HUB_ID, Card, write_card
 from rlspeech.models.hub import KINDS, hub_client, resolve, task_of
+from rlspeech.names import refuse_pointers
 from rlspeech.types import UserError
 
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "rlspeech.json"
@@ -45,15 +47,12 @@ DRIFT = 2e-3  # of the largest weight: a half-precision copy is nearer than that
 
 @contextmanager
 def new_place(out: str | None, *, folder: bool = True, suffix: str = "") -> Iterator[tuple[Path, Path]]:
-    """A place to write to that takes its name when everything is there.
+    """A place to write to that takes its name, ``out``, when everything is there; yields both.
 
     Args:
         out: its name.
         folder: a folder, else a file.
         suffix: that a file to write to ends in, where that matters to its writer.
-
-    Yields:
-        where to write, and the name that it will have.
 
     Raises:
         UserError: no name, something of that name that is not an empty folder, or a disk that does not take it.
@@ -81,10 +80,7 @@ def new_place(out: str | None, *, folder: bool = True, suffix: str = "") -> Iter
 
 
 def avse4(source: str, out: str | None) -> dict[str, Any]:
-    """Read the weights of the fourth AVSE challenge's baseline, write a checkpoint folder.
-
-    Returns:
-        the folder, the number of parameters and the inferred settings.
+    """Read the weights of the fourth AVSE challenge's baseline, write a checkpoint folder; returns its size and the inferred settings.
 
     Raises:
         UserError: a file that cannot be read or does not fit, a folder that exists.
@@ -102,15 +98,12 @@ def avse4(source: str, out: str | None) -> dict[str, Any]:
 
 
 def manifest(source: str, to: str, out: str | None) -> dict[str, Any]:
-    """Write a manifest in another toolkit's format.
+    """Write a manifest, or the one that a folder holds, in another toolkit's format; returns how many rows went and why others did not.
 
     Args:
         source: manifest, or a folder that holds one.
         to: "nemo", "kaldi" or "lhotse".
         out: file to write; for kaldi a folder.
-
-    Returns:
-        where, how many rows, and how many were left out for which reason.
 
     Raises:
         UserError: an unknown format, a manifest of which no row can be written, a place that is taken.
@@ -138,16 +131,13 @@ def manifest(source: str, to: str, out: str | None) -> dict[str, Any]:
 
 
 def scores(source: str, to: str, out: str | None, *, system: str | None = None) -> dict[str, Any]:
-    """Rows of scores in VERSA's form, or VERSA's rows in ours.
+    """Rows of scores in VERSA's form, or VERSA's rows in ours; returns how many, their metrics' names there and here, and what is missing.
 
     Args:
         source: ``scores.jsonl``, or a file that VERSA's scorer wrote.
         to: "versa" or "rlspeech".
         out: file to write; ours gets its ``.meta.json`` beside it.
         system: which system of a file with several; of rows from VERSA, the label that they get.
-
-    Returns:
-        where, how many rows, the names of the metrics on both sides, how many values are missing.
 
     Raises:
         UserError: an unknown direction, nothing that can be read, several systems and none named, a place that is taken.
@@ -174,17 +164,30 @@ def scores(source: str, to: str, out: str | None, *, system: str | None = None) 
     return {"out": str(final), "to": to, **facts, "metrics": [dict(zip(names, row, strict=True)) for row in rows]}
 
 
+def ct2(source: str, out: str | None) -> dict[str, Any]:
+    """Write a Whisper of CTranslate2 for transformers. Raises ``UserError``: no such model, or a damaged one; a folder that exists."""
+    from rlspeech.models.ct2 import convert_whisper
+
+    with new_place(out) as (place, final):
+        refuse_pointers(Path(source))
+        try:
+            parameters = convert_whisper(Path(source), place)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+            hint = "a folder of faster-whisper: model.bin, config.json, tokenizer.json, all of one model"
+            raise UserError(f"{source} cannot be converted", why, hint) from error
+    log.say(f"{parameters / 1e6:.1f} M parameters; next: rlspeech transcribe talk.wav --model {final}")
+    return {"checkpoint": str(final), "parameters": parameters}
+
+
 def merge_lora(source: str, to: str, out: str | None, *, device: str = "cpu") -> dict[str, Any]:
-    """Write an adapter or a merged checkpoint.
+    """Write an adapter or a merged checkpoint; returns the task, what it started from, and the size of the adapter.
 
     Args:
         source: run folder of ``rlspeech rl``, one of its checkpoints, or an adapter that this command wrote.
         to: "adapter" or "merged".
         out: folder to write.
         device: where an adapter is merged.
-
-    Returns:
-        the folder, the task, what it started from, and the number of parameters in the adapter.
 
     Raises:
         UserError: no run or adapter, a run that trained every weight, or a model that the adapter was not trained on.
@@ -359,18 +362,11 @@ def _check_base(base: Path, checkpoint: Path, tensors: dict[str, Any], config: d
 
 
 def _card(task: str, facts: dict[str, Any], about: dict[str, Any]) -> Card:
-    title, whose = (KINDS[task].title, "the transformers model" if task in WRAPPED else "the model of rlspeech")
-    return Card(
-        f"LoRA adapter of a {title}",
-        task,
-        facts["parameters"],
-        about.get("sample_rate"),
-        "peft",
-        KINDS[task].pipeline,
-        ["lora"],
-        ["convert lora THIS_FOLDER --to merged FOLDER", KINDS[task].use.removeprefix("rlspeech ").format("FOLDER")],
-        [f"It changes {whose} that it was trained on: `peft.PeftModel.from_pretrained(model, THIS_FOLDER)`."],
-    )
+    kind, whose = KINDS[task], "the transformers model" if task in WRAPPED else "the model of rlspeech"
+    uses = ["convert lora THIS_FOLDER --to merged FOLDER", kind.use.removeprefix("rlspeech ").format("FOLDER")]
+    says = [f"It changes {whose} that it was trained on: `peft.PeftModel.from_pretrained(model, THIS_FOLDER)`."]
+    of = (task, facts["parameters"], about.get("sample_rate"), "peft", kind.pipeline, ["lora"])
+    return Card(f"LoRA adapter of a {kind.title}", *of, uses, says)
 
 
 # --------------------------------------------------------------------------------------------------------------- merged
