@@ -12,7 +12,9 @@ import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, Literal
 
 import torch
@@ -31,6 +33,10 @@ OWN = {"config.json", "generation_config.json", "model.safetensors.index.json", 
 OWN |= {ABOUT, "README.md", ".gitattributes"}
 INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}  # as safetensors names them
 MOST_LAYERS = 1024
+UNKNOWN = re.compile(r"model type [`'\"]?(\w+)")  # in what transformers says of a model that it does not know
+# the first transformers that knows a model, where it is later than the oldest that is allowed
+SINCE = {"glmasr": "5.0", "audioflamingo3": "5.0", "granite_speech_plus": "5.8", "qwen3_asr": "5.13", "xcodec2": "5.13"}
+SINCE |= {"fun_asr_nano": "5.17", "neucodec": "5.17"}
 
 
 def sizes(width: int, layers: int, heads: int, feed_forward: int, **more: Any) -> dict[str, Any]:
@@ -61,14 +67,23 @@ def torchaudio_problem() -> str:
 
 @contextmanager
 def loading(what: str, try_this: str) -> Iterator[None]:
-    """Turn what a damaged or foreign folder raises into a ``UserError`` that says so of ``what``."""
+    """Turn what a damaged or foreign folder, an old transformers or a torchaudio raises into a ``UserError`` that says so of ``what``."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # each library has its own, and tokenizers no kind at all
-        why = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(f"cannot load {what}", f"{type(error).__name__}: {why}", try_this) from error
+        why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        cause: BaseException | None = error
+        while cause is not None:
+            frames = (frame.f_code.co_filename for frame, _ in walk_tb(cause.__traceback__))
+            if any("torchaudio" in Path(f).parts for f in frames) and (problem := torchaudio_problem()):
+                why, try_this = problem, "pip uninstall torchaudio, which is not needed; rlspeech doctor says more"
+            elif (unknown := UNKNOWN.search(str(cause))) and unknown[1] in SINCE:
+                why = f"{unknown[1]} is not in transformers {version('transformers')}, which is installed"
+                try_this = f"pip install -U 'transformers>={SINCE[unknown[1]]},!=5.24.*'"
+            cause = cause.__cause__ or cause.__context__
+        raise UserError(f"cannot load {what}", why, try_this) from error
 
 
 @contextmanager
@@ -102,7 +117,10 @@ def pretrained(kind: Any, where: str | Path, **options: Any) -> Any:
     """
     refuse_pointers(Path(where))
     if (config := Path(where) / "config.json").is_file():
-        refuse_sizes(parse_json(config.read_bytes()))
+        refuse_sizes(about := parse_json(config.read_bytes()))
+        if (Path(where) / "model.bin").is_file() and "model_type" not in about:
+            what, why = f"{where} is in CTranslate2's format", "faster-whisper loads it, transformers does not"
+            raise UserError(what, why, f"rlspeech convert ct2 {where} NEW_FOLDER, and NEW_FOLDER in its place")
     if hasattr(kind, "forward") or hasattr(kind, "_model_mapping"):  # a model, or an auto class of models
         refuse_integers(Path(where))
         options["use_safetensors"] = True

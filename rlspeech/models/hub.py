@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
@@ -86,6 +87,9 @@ KINDS = {
 # ---------------------------------------------------------------------------------------------------------------- folders
 
 
+# published in their authors' layout; transformers' own is that name with -hf
+ORIGINALS = {"Qwen/Qwen3-ASR-1.7B", "Qwen/Qwen3-ASR-0.6B", "FunAudioLLM/Fun-ASR-Nano-2512", "nvidia/audio-flamingo-3"}
+ORIGINALS |= {"HKUSTAudio/xcodec2"}
 WRITTEN = "a folder written by `rlspeech pretrain` or `rlspeech rl`"
 
 
@@ -132,10 +136,18 @@ def find_checkpoint(name: str, task: str) -> Path | None:
         UserError: nothing usable there, or another task's checkpoint.
     """
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists():
+        refuse_originals(name)
         return None
     folder = resolve(name, task)
     refuse_other(folder, task)
     return folder
+
+
+def refuse_originals(name: str) -> None:
+    """Raise ``UserError`` for a model of the Hub in another layout than transformers', with the name of the one that loads."""
+    known = f"{name}-hf" if name in ORIGINALS else re.sub("^Systran/faster-", "openai/", name)
+    if known != name:
+        raise UserError(f"{name} is not in transformers' layout", "its authors' own code loads it", known)
 
 
 def fingerprint(name: str, task: str) -> str:

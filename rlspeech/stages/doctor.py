@@ -55,7 +55,7 @@ def run() -> dict[str, Any]:
 
     Returns:
         ``ok`` (the main job can run), ``problems``, ``python``, ``packages``, ``optional``, ``torch``, ``devices``, ``threads``,
-        ``rewards``, ``recognisers``, ``normalisers``, ``torchaudio``, ``compiler``, ``assets``, ``features``.
+        ``rewards``, ``recognisers``, ``codecs``, ``normalisers``, ``torchaudio``, ``compiler``, ``assets``, ``features``.
     """
     summary: dict[str, Any] = {
         "rlspeech": __version__,
@@ -71,6 +71,7 @@ def run() -> dict[str, Any]:
         "threads": _threads,
         "rewards": _rewards,
         "recognisers": _recognisers,
+        "codecs": _codecs,
         "normalisers": lambda: list(NORMALISERS),
         "torchaudio": _torchaudio,
         "compiler": _compiler,
@@ -166,16 +167,26 @@ def _rewards() -> list[dict[str, Any]]:
 
 def _recognisers() -> list[dict[str, Any]]:
     """The kinds of audio language models that can recognise, and whether this transformers knows them."""
-    import transformers
-
     from rlspeech.models.audio_lm.families import FAMILIES
 
-    found, known = [], set(dir(transformers))  # asking for the attributes would import them all
-    for name, family in FAMILIES.items():
-        there = not family.architecture or family.architecture in known
-        old = f"transformers {transformers.__version__} has no {family.architecture}: pip install -U transformers"
-        found.append(_entry(name, family.architecture, "" if there else old))
-    return found
+    return [_entry(name, f.architecture, _too_old(name, f.architecture)) for name, f in FAMILIES.items()]
+
+
+def _codecs() -> list[dict[str, Any]]:
+    """The codecs of transformers that a synthesiser can write, with the licences of their weights."""
+    from rlspeech.models.codec.codec import FAMILIES
+
+    return [_entry(n, f"{f.hub}, licence {f.licence}", _too_old(n, f.cls)) for n, f in FAMILIES.items()]
+
+
+def _too_old(name: str, cls: str) -> str:
+    """Why this transformers does not load a kind of model, or ""."""
+    import transformers
+
+    from rlspeech.models.folder import SINCE
+
+    old = f"transformers {transformers.__version__} has no {cls}: pip install -U 'transformers>={SINCE.get(name, 5)}'"
+    return "" if not cls or cls in dir(transformers) else old  # asking for the attribute would import it
 
 
 def _torchaudio() -> dict[str, Any]:
@@ -250,6 +261,7 @@ def _print(summary: dict[str, Any]) -> None:
     texts = summary["normalisers"]
     notes = [f"text normalisers: {texts['error'] if isinstance(texts, dict) else ', '.join(texts)}"]
     _usable("Recognisers (rl, eval and transcribe, by model_type)", summary["recognisers"], notes)
+    _usable("Codecs (pretrain and rl, by name)", summary["codecs"], [])
     _usable("Embedded", summary["assets"], [])
     _usable("What can be done here", summary["features"], [])
     if summary["ok"]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from rlspeech.models import folder
 from rlspeech.models.audio_lm.model import load_audio_lm
+from rlspeech.models.codec.codec import load_codec
 from rlspeech.models.codec.lm import load_codec_lm
 from rlspeech.models.hub import embedded_path, load_model
 from rlspeech.rewards.encoders import load_encoder
@@ -72,6 +73,17 @@ def test_integer_weights_are_refused(tmp_path: Path, task: str, load: object) ->
     with pytest.raises(UserError) as caught:
         load(*([str(made), task] if load is load_model else [str(made)]))  # type: ignore[operator]
     assert name in caught.value.why
+
+
+def test_names_that_people_know_and_versions_that_are_too_old_are_answered() -> None:
+    names = {"Qwen/Qwen3-ASR-1.7B": "Qwen/Qwen3-ASR-1.7B-hf", "Systran/faster-whisper-tiny": "openai/whisper-tiny"}
+    for name, answer in (names | {"xcodec2:HKUSTAudio/xcodec2": "HKUSTAudio/xcodec2-hf"}).items():
+        with pytest.raises(UserError) as caught:
+            (load_codec if ":" in name else load_audio_lm)(name)
+        assert caught.value.try_this == answer
+    with pytest.raises(UserError) as caught, folder.loading("it", "another"):
+        raise ValueError("The checkpoint has model type `fun_asr_nano` but Transformers does not recognize it")
+    assert "transformers>=5.17" in caught.value.try_this and transformers.__version__ in caught.value.why
 
 
 def test_weights_that_do_not_fit_are_our_error_alone(

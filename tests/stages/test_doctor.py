@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from rlspeech import log
-from rlspeech.models.folder import torchaudio_problem
+from rlspeech.models.folder import loading, torchaudio_problem
 from rlspeech.models.hub import KINDS
 from rlspeech.stages import doctor
+from rlspeech.types import UserError
 
 
 def look() -> dict[str, Any]:
@@ -73,6 +74,8 @@ def test_missing_assets_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "model.safetensors" in found["flowse"]["why_not"]
     assert "config.json" not in found["flowse"]["why_not"].split(" missing")[0]
     assert found["flowse"]["bytes"] == 2 and not found["demo"]["usable"]
+    why = {f["name"]: f["why_not"] for f in doctor.usable_features()}["recognition"]
+    assert "no embedded asr" in why and "--model FOLDER" in why
 
 
 def test_a_torchaudio_that_does_not_import_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -84,6 +87,10 @@ def test_a_torchaudio_that_does_not_import_is_explained(monkeypatch: pytest.Monk
     torchaudio_problem.cache_clear()
     try:
         summary = look()
+        for load, cause in ((lambda: importlib.import_module("torchaudio"), "uninstall"), (lambda: 1 / 0, "another")):
+            with pytest.raises(UserError) as caught, loading("a recogniser", "another one"):
+                load()
+            assert cause in caught.value.try_this
     finally:
         torchaudio_problem.cache_clear()
     assert summary["torchaudio"]["installed"] and not summary["torchaudio"]["usable"]
@@ -92,16 +99,13 @@ def test_a_torchaudio_that_does_not_import_is_explained(monkeypatch: pytest.Monk
     assert not next(r for r in summary["rewards"] if r["name"] == "squim")["usable"]
 
 
-def test_no_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
-    assert "C compiler" in doctor._compiler()["why_not"]
-
-
 def test_it_lists_recognisers_and_normalisers(plain: tuple[dict[str, Any], str]) -> None:
     summary, shown = plain
     usable = {r["name"] for r in summary["recognisers"] if r["usable"]}
     assert {"fun_asr_nano", "qwen2_audio", "voxtral", "whisper"} <= usable
     assert {"basic-1", "english-1", "none-1"} <= set(summary["normalisers"])
+    licences = {c["name"]: c["what"].partition("licence ")[2] for c in summary["codecs"]}
+    assert licences["xcodec2"].startswith("CC BY-NC 4.0") and licences["neucodec"] == "Apache-2.0" and "BY-NC" in shown
     assert "voxtral" in shown and "basic-1" in shown
     names = [line.strip() for line in shown.splitlines() if line.strip().startswith("asr_")]
     assert len(names) > 1 and all(len(line.split("  ")[0]) <= 60 for line in names)  # a dozen columns are wrapped
@@ -115,15 +119,11 @@ def test_it_says_what_is_missing_for_what(monkeypatch: pytest.MonkeyPatch, plain
     assert "pip install wandb" in found["curves in Weights & Biases"]["why_not"]
     assert "opencv" in found["audio-visual enhancement"]["why_not"] and found["enhancement"]["usable"]
     assert found["recognition"]["usable"]
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
+    assert "C compiler" in doctor._compiler()["why_not"]
     no_compiler = [{"name": "pesq_wb", "why_not": "it was not compiled"}]
     assert {f["name"]: f["why_not"] for f in doctor.usable_features(no_compiler)}["PESQ"] == "it was not compiled"
     assert "What can be done here" in plain[1] and "--task flowse" in plain[1]
-
-
-def test_a_feature_without_its_weights_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(resources, "files", lambda _: tmp_path)
-    why = {f["name"]: f["why_not"] for f in doctor.usable_features()}
-    assert "no embedded asr" in why["recognition"] and "--model FOLDER" in why["recognition"]
 
 
 def test_options_that_features_name_exist() -> None:

@@ -28,7 +28,7 @@ from rlspeech.data.audio import resample, rms_dbfs, to_level
 from rlspeech.files import parse_json
 from rlspeech.models.codec.net import LEVEL_DBFS, PITCH_HZ, CodecNet, DecoderOutput
 from rlspeech.models.folder import load_net, loading, pretrained
-from rlspeech.models.hub import load_model
+from rlspeech.models.hub import load_model, refuse_originals
 from rlspeech.models.spectra import kaldi_filters
 from rlspeech.types import UserError
 
@@ -189,19 +189,20 @@ def start_alike(rows: Tensor, codec: Codec) -> None:
 
 
 class Family(NamedTuple):
-    """A codec's class in transformers, where its weights are, and how many codebooks are used unless the name says more."""
+    """A codec's class in transformers, where its weights are and under which licence, how many codebooks are used by default."""
 
     cls: str
     hub: str
+    licence: str
     books: int
     semantic: bool = False  # encodes Kaldi features as well
 
 
 FAMILIES = {
-    "xcodec2": Family("Xcodec2Model", "HKUSTAudio/xcodec2-hf", 1, semantic=True),
-    "neucodec": Family("NeuCodecModel", "neuphonic/neucodec", 1, semantic=True),
-    "mimi": Family("MimiModel", "kyutai/mimi", 8),
-    "dac": Family("DacModel", "descript/dac_16khz", 3),
+    "xcodec2": Family("Xcodec2Model", "HKUSTAudio/xcodec2-hf", "CC BY-NC 4.0 (no commercial use)", 1, semantic=True),
+    "neucodec": Family("NeuCodecModel", "neuphonic/neucodec", "Apache-2.0", 1, semantic=True),
+    "mimi": Family("MimiModel", "kyutai/mimi", "CC BY 4.0", 8),
+    "dac": Family("DacModel", "descript/dac_16khz", "MIT", 3),
 }
 
 
@@ -300,20 +301,10 @@ def fbank_features(wav: np.ndarray, side: int) -> Tensor:
     """
     from transformers.audio_utils import spectrogram, window_function
 
-    frames = spectrogram(
-        np.pad(wav, side) * 2.0**15,
-        window_function(400, "povey", periodic=False),
-        frame_length=400,
-        hop_length=160,
-        fft_length=512,
-        power=2.0,
-        center=False,
-        preemphasis=0.97,
-        mel_filters=kaldi_filters(80, 512, 16000),
-        log_mel="log",
-        mel_floor=1.192092955078125e-07,
-        remove_dc_offset=True,
-    ).T
+    how: dict[str, Any] = {"frame_length": 400, "hop_length": 160, "fft_length": 512, "power": 2.0, "center": False}
+    how |= {"preemphasis": 0.97, "mel_filters": kaldi_filters(80, 512, 16000), "log_mel": "log"}
+    how |= {"mel_floor": 1.192092955078125e-07, "remove_dc_offset": True}
+    frames = spectrogram(np.pad(wav, side) * 2.0**15, window_function(400, "povey", periodic=False), **how).T
     x = torch.from_numpy(np.ascontiguousarray(frames)).float()
     x = (x - x.mean(0)) / torch.sqrt(x.var(0, unbiased=True) + 1e-7) if len(x) > 1 else x - x.mean(0)
     if len(x) % 2:
@@ -338,6 +329,12 @@ def parse(name: str) -> tuple[str, str, int | None] | None:
     return ("", name, None) if hub_like and not path.parent.exists() else None
 
 
+def licence_of(name: str) -> str:
+    """Under which licence the weights of a codec are published: "unknown" of others than ``FAMILIES``, "" of one that was trained here."""
+    parsed = parse(name) if name else ("", "", None)
+    return "" if parsed is None else next((f.licence for f in FAMILIES.values() if f.hub == parsed[1]), "unknown")
+
+
 def load_codec(name: str = "embedded", device: torch.device | str = "cpu") -> Codec:
     """A codec by name: embedded, a checkpoint or run folder of ``pretrain --task codec``, or one of transformers (``FAMILIES``).
 
@@ -352,6 +349,7 @@ def load_codec(name: str = "embedded", device: torch.device | str = "cpu") -> Co
     import transformers
 
     family, where, books = parsed
+    refuse_originals(where)
     hint = "embedded, a folder of `pretrain --task codec`, or mimi:FOLDER_OR_HUB_ID (xcodec2, neucodec, dac)"
     with loading(f"the codec {name}", hint):
         found = str(pretrained(transformers.AutoConfig, where).model_type)
