@@ -234,9 +234,10 @@ def _synthesise(config: Speak, jobs: Sequence[_Job], journal: JsonlWriter | None
             dog.beat()
 
         for job in jobs:
-            voice, pieces = _voice(job, rate), split_text(job.text, int(BYTES_PER_S * model.max_s))
-            prompt = {"prompt_filepath": job.prompt, "prompt_text": job.prompt_text}
+            voice, prompt = _voice(job, rate), {"prompt_filepath": job.prompt, "prompt_text": job.prompt_text}
             columns = {k: v for k, v in prompt.items() if v is not None}
+            alone = task.line(Clip(job.key, voice[:0], voice[:0], rate, "", columns), model)
+            pieces = split_text(job.text, model.text_bytes(alone, BYTES_PER_S))
             for i, piece in enumerate(pieces):
                 waiting.append((job, Clip(f"{job.key} {i}", voice, voice, rate, piece, columns), i == len(pieces) - 1))
                 if len(waiting) >= config.batch:

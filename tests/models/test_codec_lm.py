@@ -98,13 +98,22 @@ def test_a_text_cannot_write_marks() -> None:
             assert not set(lm.pieces(text)) & {lm.encode([Line("")]).ids[0][-1].item()}
 
 
-def test_prompts_that_do_not_stand_in_a_row() -> None:
-    lm = tiny()
-    assert lm.layout.prompt_s == 1.0
-    bare = lm.encode([Line("four")]).ids[0].tolist()
-    for text, length in (("one", 26), (None, 5), ("", 5), ("one", 0)):  # too long, no text, nothing in it
-        assert lm.encode([Line("four", text, torch.zeros(length, dtype=torch.long))]).ids[0].tolist() == bare
-    assert lm.fits(Line("four", "one", torch.zeros(25, dtype=torch.long)))
+def test_prompt_and_answer_keep_to_the_positions_that_the_model_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    lm = adapted_public("llasa", max_position_embeddings=80)
+    line = Line("four", "one", torch.zeros(20, dtype=torch.long))
+    alone, prompted = (len(lm.encode([x]).ids[0]) for x in (Line("four"), line))
+    assert lm.fits(line, 80 - prompted) and not lm.fits(line, 81 - prompted)
+    for text, length in (("one", 70), (None, 5), ("", 5), ("one", 0)):  # too long, no text, nothing in it
+        assert len(lm.encode([Line("four", text, torch.zeros(length, dtype=torch.long))]).ids[0]) == alone
+    assert tiny().fits(long := Line("", "one", torch.zeros(25, dtype=torch.long))) and not tiny(prompt_s=0.9).fits(long)
+    lm.net.lm_head.weight.data[list(lm.layout.stops)] = 0
+    drawn = lm.generate(lm.encode([line, Line("four")]), sampling=Sampling(), max_new_tokens=[90, 3])
+    assert drawn.mask.sum(1).tolist() == [80 - prompted, 3] and "80 positions" in capsys.readouterr().err
+    assert (
+        lm.text_bytes(Line("", *line[1:]), 12.0) < lm.text_bytes(Line(""), 12.0) < 80 < tiny().text_bytes(Line(""), 30)
+    )
+    with pytest.raises(UserError, match="80 positions"):
+        lm.generate(lm.encode([Line("four " * 99)]), max_new_tokens=1)
 
 
 def test_references_end_with_the_stop_and_codes_are_without() -> None:
@@ -166,17 +175,13 @@ def test_vocabularies_that_are_not_known_and_a_codec_that_is_not_to_be_had() -> 
 # -- copies and checkpoints --------------------------------------------------------------------------------------------------
 
 
-def test_copies_share_tokenizer_and_codec() -> None:
+@pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=4), Lora(rank=2, alpha=4, targets="all")])
+def test_copies_share_tokenizer_and_codec_and_only_the_language_model_is_adapted(lora: Lora | None) -> None:
     lm = tiny()
     twin = copy.deepcopy(lm)
     assert twin.tokenizer is lm.tokenizer and twin.codec is lm.codec
     twin.net.lm_head.weight.data.zero_()
     assert lm.net.lm_head.weight.any()
-
-
-@pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=4), Lora(rank=2, alpha=4, targets="all")])
-def test_only_the_language_model_is_adapted(lora: Lora | None) -> None:
-    lm = tiny()
     adapted = Adapted(lm, lora)
     names = set(adapted.trained())
     assert names and (lora is None or all("lora" in n and "lm_head" not in n for n in names))
@@ -199,6 +204,7 @@ def test_round_trip(kind: str, tmp_path: Path) -> None:
     assert about["task"] == "tts" and again.layout == lm.layout and not again.training
     save_codec_lm(tmp_path / "b", again, facts={})
     third, _ = load_codec_lm(str(tmp_path / "b"), codec=LevelCodec())
+    assert ("CC BY-NC 4.0" in (tmp_path / "b" / "README.md").read_text()) == (kind == "llasa")  # its codec's
     ids, mask = lm.references([torch.tensor([1, 2, 3])])
     for other in (again, third):
         wanted = lm.forward_logits(lm.encode(LINES[2:3]), [0], ids)

@@ -33,7 +33,7 @@ class Layout:
 
 
 class Model:
-    max_s, sample_rate, layout = 2.0, 16000, Layout
+    max_s, sample_rate, layout, text_bytes = 2.0, 16000, Layout, staticmethod(lambda line, per_s: int(2.0 * per_s))
 
 
 @pytest.fixture

@@ -16,20 +16,23 @@ the same fields in the ``rlspeech.json`` of its folder.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from rlspeech.config_parts import CodecLMModel, Count, NonNegative, Positive
 from rlspeech.data.text import get_normaliser
+from rlspeech.log import say
 from rlspeech.models.audio_lm.generate import EncodedPrompts, LanguageModel, load_lm, prefill, right_padded, save_lm
 from rlspeech.models.card import md
-from rlspeech.models.codec.codec import Codec, load_codec, start_alike
+from rlspeech.models.codec.codec import Codec, licence_of, load_codec, start_alike
 from rlspeech.models.folder import Precision, dtype_of, load_net, pretrained, sizes
 from rlspeech.types import UserError
 
@@ -118,9 +121,8 @@ def layout_of(tokenizer: Any) -> Layout:
     known = next((k for k in KNOWN if all(m in vocabulary for m in (k.code.format(0), *k.stops))), None)
     if known is None:
         what = "this language model's vocabulary holds no codec that is known here"
-        why = ", ".join(k.name for k in KNOWN)
         hint = "a rlspeech.json that says its layout (before, after, first, size, stops, codec, sample_rate, frame_s)"
-        raise UserError(what, f"looked for the marks of {why}", hint)
+        raise UserError(what, f"looked for the marks of {', '.join(k.name for k in KNOWN)}", hint)
     first, size = vocabulary[known.code.format(0)], 0
     while vocabulary.get(known.code.format(size)) == first + size:
         size += 1
@@ -166,6 +168,8 @@ class CodecLM(LanguageModel):
         self.net, self.tokenizer, self.layout, self.cfg = net, tokenizer, layout, cfg
         self.model_type = str(net.config.model_type)
         self.sample_rate, self.max_s = layout.sample_rate, layout.max_s
+        self.positions = int(getattr(net.config, "max_position_embeddings", None) or sys.maxsize)
+        self._warned = False
         # in the slice's count the stop is one behind the codes, and fills up too
         self.size = self.stop = self.pad = layout.size
         self.stops = [self.stop]
@@ -209,21 +213,26 @@ class CodecLM(LanguageModel):
         whole = self.layout.lead + written if written else ""
         return list(self.tokenizer(whole, add_special_tokens=False, split_special_tokens=True).input_ids)
 
-    def fits(self, line: Line) -> bool:
-        """Whether the prompt stands in the row: it has a text, and is not longer than ``prompt_s``."""
-        codes = 0 if line.prompt is None else len(line.prompt)
-        return bool(codes and line.prompt_text and codes * self.layout.frame_s <= self.layout.prompt_s)
+    def fits(self, line: Line, answer: int = 1) -> bool:
+        """Whether the prompt stands in the row: it has a text, is not longer than ``prompt_s``, and leaves room for ``answer`` ids."""
+        if line.prompt is None or not line.prompt_text:
+            return False
+        short = 0 < len(line.prompt) * self.layout.frame_s <= self.layout.prompt_s
+        return short and len(self._row(line, line.prompt)) + answer <= self.positions
 
     def encode(self, lines: Sequence[Line]) -> EncodedPrompts:
         """Rows up to where speech begins; a text may be empty."""
-        rows = []
-        for line in lines:
-            whole, codes = line.text, list[int]()
-            if self.fits(line) and line.prompt is not None:
-                whole = self.layout.joint.join([line.prompt_text or "", line.text])
-                codes = self.vocabulary(line.prompt.long().cpu()).tolist()
-            rows.append(torch.tensor([*self._before, *self.pieces(whole), *self._after, *codes]))
-        return EncodedPrompts(rows)
+        return EncodedPrompts([torch.tensor(self._row(x, x.prompt if self.fits(x) else None)) for x in lines])
+
+    def _row(self, line: Line, prompt: Tensor | None) -> list[int]:
+        whole = line.text if prompt is None else self.layout.joint.join([line.prompt_text or "", line.text])
+        codes = [] if prompt is None else self.vocabulary(prompt.long().cpu()).tolist()
+        return [*self._before, *self.pieces(whole), *self._after, *codes]
+
+    def text_bytes(self, line: Line, bytes_per_s: float) -> int:
+        """Longest text behind a line that has none yet: its pieces, at most one a byte, and its speech must have positions, too."""
+        free = max(1, self.positions - len(self.encode([line]).ids[0]))
+        return int(min(bytes_per_s * self.max_s, free / (1 + 1 / (bytes_per_s * self.layout.frame_s))))
 
     def vocabulary(self, ids: Tensor) -> Tensor:
         """Ids of the whole vocabulary of ids of the slice; the stop is the first of the stops."""
@@ -243,6 +252,17 @@ class CodecLM(LanguageModel):
         return [table(ids.to(self.device)) for ids in prompts.ids]
 
     # -- speech --------------------------------------------------------------------------------------------------------------
+
+    def generate(self, prompts: EncodedPrompts, **how: Any) -> Any:
+        """Write answers that end where the model's positions do; arguments as in ``LanguageModel``. Raises ``UserError``: none is left."""
+        left = np.array([self.positions - len(row) for row in prompts.ids], dtype=np.int64)
+        if (left < 1).any():
+            why = f"the model knows {self.positions} positions, text and prompt take {self.positions - left.min()}"
+            raise UserError("a text is too long to be spoken", why, "a shorter text, or a shorter prompt")
+        if not self._warned and (left < how["max_new_tokens"]).any():
+            say(f"answers end where the model's {self.positions} positions do, {left.min()} ids behind the longest row")
+            self._warned = True
+        return super().generate(prompts, **how | {"max_new_tokens": np.minimum(left, how["max_new_tokens"]).tolist()})
 
     def unroll(self, prompts: EncodedPrompts, rows: Sequence[int] | Tensor, steps: int, choose: Choice) -> Tensor:
         """Free-running decoding on relaxed tokens, with gradient through every step.
@@ -364,9 +384,10 @@ def load_codec_lm(
 def save_codec_lm(folder: Path, model: CodecLM, *, facts: dict[str, Any], **how: Any) -> None:
     """Write a folder that transformers loads by itself; arguments as in ``folder.save_net``, ``facts`` for ``rlspeech.json``."""
     cfg = None if model.cfg is None else model.cfg.model_dump()
-    codec, rate = md(model.layout.codec or "of its own"), 1 / model.layout.frame_s
+    codec, licence = md(model.layout.codec or "of its own"), licence_of(model.layout.codec)
+    codec += f" (licence of its weights: {licence})" if licence else ""
     about = {"layout": model.layout.as_dict(), "model": cfg, "facts": facts}
-    detail = f"It writes {rate:g} ids a second of the codec {codec}."
+    detail = f"It writes {1 / model.layout.frame_s:g} ids a second of the codec {codec}."
     save_lm(folder, model, TASK, "codec language model", about, [detail], **how)
     if model.source is None or model.source.resolve() == folder.resolve():
         model.tokenizer.save_pretrained(folder)

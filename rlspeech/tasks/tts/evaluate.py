@@ -102,15 +102,10 @@ class Synthesis(Evaluation):
         used = {f"{name} was trained on": run_of(checkpoint)[0] for name, checkpoint in self.config.models.items()}
         used |= {"the best draw is chosen by": [self.config.judge]} if self.config.judge else {}
         for what, rewards in used.items():
-            options = [
-                dict(p.partition("=")[::2] for p in (m[1] or "").split(","))
-                for r in rewards
-                if (m := LISTENED.match(r))
-            ]
+            given = [m[1] or "" for r in rewards if (m := LISTENED.match(r))]
+            options = [dict(p.partition("=")[::2] for p in text.split(",")) for text in given]
             if self.listener in {o.get("recogniser", EMBEDDED) for o in options}:
-                found.append(
-                    f"{what} what {self.listener} recognises, which judges here too: --recogniser names others"
-                )
+                found.append(f"{what} what {self.listener} recognises, which judges here: --recogniser names others")
         return found
 
 

@@ -89,9 +89,8 @@ class TtsPolicy(TokenPolicy):
                 self._phase = ""  # the reference needs the device too
                 model.park("all", self.device)
             with self._cast():
-                made: list[Sample] = self.task.synthesise(
-                    model, batch, sampling=self.sampling, seed=self.seed, wavs=self.decodes
-                )
+                how = {"sampling": self.sampling, "seed": self.seed, "wavs": self.decodes}
+                made: list[Sample] = self.task.synthesise(model, batch, **how)
         return made
 
     def _encode(self, clips: Sequence[Clip], *, model: CodecLM | None = None, grad: bool = False) -> EncodedPrompts:

@@ -30,7 +30,7 @@ from rlspeech.stats import mean_interval
 from rlspeech.tasks.base import Numbers, Task, keep_samples, means_of, set_anew
 from rlspeech.tasks.token_policy import RL_DEFAULTS, ROWS, TOKEN_SETTINGS, check_texts, rows_of, token_logp
 from rlspeech.tasks.tts.best import BestOf
-from rlspeech.tasks.tts.policy import TtsPolicy, longest
+from rlspeech.tasks.tts.policy import SLOWEST, TtsPolicy, longest
 from rlspeech.types import Sample, SoftReward, Utterance
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class Tts(Task):
         return SoftTokenReward(cfg.reward, cfg.content_weight, cfg.attribute_weights, device, cfg.reduction == "sum")
 
     def __init__(self) -> None:
+        self._crowded = False
         self._codes: dict[tuple[str, str], np.ndarray] = {}
         self._voices: dict[tuple[str, int], np.ndarray] = {}
         self._speakers: dict[str, list[Utterance]] = {}
@@ -137,6 +138,7 @@ class Tts(Task):
             lines = [self._prompted(c, model, *draw) for c, draw in zip(clips, draws, strict=True)]
         else:
             lines = [self.line(c, model) for c in clips]
+        lines = [x if model.fits(x, len(c) + 1) else Line(x.text) for x, c in zip(lines, codes, strict=True)]
         ids, mask = model.references(codes)
         inputs = ids
         if train:
@@ -232,14 +234,21 @@ class Tts(Task):
         return self.codes([(f"clip {c.key} {len(c.target)}", c.target) for c in clips], model)
 
     def line(self, clip: Clip, model: CodecLM) -> Line:
-        """The line of a clip, after its prompt where the row has one that can be read. Raises ``UserError``: no codec."""
+        """The line of a clip, after its prompt where the row has one that can be read and leaves room. Raises ``UserError``: no codec."""
         path, text = clip.columns.get("prompt_filepath"), clip.columns.get("prompt_text")
         if not path or not text or model.layout.prompt_s == 0:
             return Line(clip.text or "")
         voice = self._prompt(str(path), model.sample_rate)
         if not len(voice) or len(voice) > model.layout.prompt_s * model.sample_rate:
             return Line(clip.text or "")
-        return Line(clip.text or "", str(text), self.codes([(f"prompt {path}", voice)], model)[0])
+        line = Line(clip.text or "", str(text), self.codes([(f"prompt {path}", voice)], model)[0])
+        needed_s = max(len(clip.target) / clip.sample_rate, len(line.text.encode()) / (3 * SLOWEST))
+        if model.fits(line, int(needed_s / model.layout.frame_s) + 1):
+            return line
+        if not self._crowded:
+            warn(f"{path} lends its voice alone: with it, {needed_s:.1f} s do not fit {model.positions} positions")
+        self._crowded = True
+        return Line(line.text)
 
     def voice(self, clip: Clip, model: CodecLM) -> np.ndarray | None:
         """Speech (T,) at the model's rate in the voice that is wanted: the row's prompt, else its recording, else None."""
