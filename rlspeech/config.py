@@ -289,9 +289,7 @@ class Evaluate(Strict):
     normaliser: str = conf("basic-3", "asr, tts: normaliser of texts, e.g. basic-3 or english-2 (see rlspeech doctor)")
     sampling: Sampling = conf(Sampling(), "asr: language, prompt, length (decoding is greedy); tts: token sampling")
     beams: Count = conf(1, "asr: width of the beam search; 1 is greedy")
-    recogniser: str | None = conf(
-        None, "tts: recogniser that scores, not the reward's: Hub id, folder, http://host/v1#model (default: embedded)"
-    )
+    recogniser: str | None = conf(None, "tts: judge: Hub id, folder, run, http://host/v1#model (default: embedded)")
     anchors: bool = conf(True, "tts: also score the recordings themselves and their copies through the codec")
     best_of: Count = conf(1, "tts: compare also the best of N draws of the baseline, as NAME-bestN")
     judge: str | None = conf(None, "tts: reward that chooses it (default: the model's token reward, else embedded)")
@@ -312,7 +310,7 @@ class ScoreFolder(Strict):
     text: str | None = conf(None, "transcripts: JSONL with id and text, Kaldi text, or a folder of .txt")
     hypotheses: str | None = conf(None, "for asr_*: texts of a recogniser (default: its hypothesis or pred_text)")
     system: str = conf("system", "label that is written into every row")
-    recogniser: str | None = conf(None, "for wer: recogniser: Hub id, folder, http://host/v1#model, or pocketsphinx")
+    recogniser: str | None = conf(None, "for wer, asr_*, tts_*: Hub id, folder, run, http://host/v1#model; greedy")
     speaker_encoder: str | None = conf(None, "for speaker_similarity: Hub id or folder (default: the embedded encoder)")
     speech_encoder: str | None = conf(None, "for speech_bert_score: Hub id or folder (default: the embedded encoder)")
     llm: str | None = conf(None, "for llm: Hub id or folder of an audio LLM, or http://host/v1 (default: embedded)")
@@ -320,7 +318,7 @@ class ScoreFolder(Strict):
     sentiment: str | None = conf(None, "for llm: Hub id or folder of an ordinal classifier (default: the embedded one)")
     prompt: str | None = conf(None, "for llm: file of prompts, of which the first is asked (default: the shipped ones)")
     report: Literal["auto", "always", "never"] = conf(
-        "auto", "report.html; auto: if a reward gives words, or for ladders"
+        "auto", "report.html; auto: if rewards give words, or for ladders"
     )
     players: Whole = conf(8, "number of clips with players in the report")
     out: str | None = None

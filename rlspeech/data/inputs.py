@@ -1,7 +1,7 @@
 """What is to be scored: the audio files of a folder or the rows of a manifest, with their references and transcripts.
 
 A recogniser's hypothesis is the manifest's column ``hypothesis`` (or NeMo's ``pred_text``), or stands in a file of its own, matched by
-id. Where texts alone are judged no audio is opened, and rows need not name any.
+id, else by the audio file that both rows name. Where texts alone are judged no audio is opened, and rows need not name any.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from rlspeech.data.audio import resample
 from rlspeech.data.decode import AUDIO_SUFFIXES, VIDEO_SUFFIXES, AudioError, read_audio
 from rlspeech.data.manifest import ROWS, from_row, usable_rows
 from rlspeech.files import numbered_rows, open_lines, parse_json, read_text
-from rlspeech.names import nfc, on_disk
+from rlspeech.names import local_path, nfc, on_disk
 from rlspeech.types import Sample, UserError, Utterance
 
 SOUND = AUDIO_SUFFIXES | VIDEO_SUFFIXES
@@ -35,7 +36,8 @@ FILE_KEYS = tuple("audio_filepath audio audio_path wav path file filename file_n
 WORD_KEYS = ("text", "sentence", "transcript", "transcription", "normalized_text", "words")
 SPACE = " \t\r\f\v"  # what C calls white space: other spaces may be part of a name
 EXAMPLE = '{"id": "...", "text": "...", "hypothesis": "..."}'
-HYPOTHESES = ("hypothesis", "pred_text")  # columns of a manifest; a file of hypotheses alone may call them text as well
+HYPOTHESES = ("hypothesis", "pred_text")  # columns of a manifest
+WRITTEN = (*HYPOTHESES, "text")  # of a file of hypotheses alone
 ROUNDED_S = 0.01  # what durations lose in manifests
 SILENCE = np.zeros(0, dtype=np.float32)
 
@@ -156,8 +158,7 @@ def collect(
         for item, found in zip(items, _matched(items, read_texts(text), "transcript", text, known), strict=True):
             item.text = item.text if found is None else found
     if hypotheses:
-        texts = read_texts(hypotheses, (*HYPOTHESES, "text"))
-        for item, found in zip(items, _matched(items, texts, "hypothesis", hypotheses), strict=True):
+        for item, found in zip(items, _hypotheses(items, hypotheses), strict=True):
             item.hypothesis = found
     return Items(items)
 
@@ -197,7 +198,8 @@ def _matched(
     items: list[Item], texts: dict[str, str], what: str, path: str, optional: bool = False
 ) -> list[str | None]:
     """Each item's text: by its key, by the id that the manifest gave it, by its name alone, by its file; the last three where no other
-    item has the same one and could be meant. Raises ``UserError`` where no text is any item's, unless that is ``optional``.
+    item has the same one and could be meant. A hypothesis may also be that of the audio that both rows name, where they begin alike.
+    Raises ``UserError`` where no text is any item's, unless that is ``optional``, or where it cannot be known which.
     """
     stems = [Path(i.audio or "").stem for i in items]
     alone = Counter(stems)
@@ -208,11 +210,40 @@ def _matched(
         original = item.columns.get("original_id")
         names = (item.key, str(original) if given[original] == 1 else item.key, Path(item.key).name, stem)
         found.append(next((texts[n] for n in map(nfc, names) if n in texts), None))
+    if what == "hypothesis" and None in found and Path(path).suffix in ROWS:
+        by_file = _texts_by_file(path)
+        found = [_of_file(i, by_file, path) if t is None else t for i, t in zip(items, found, strict=True)]
     if not optional and all(text is None for text in found):
         firsts = f"first file: {items[0].key}; first {what}: {next(iter(texts), '-')}"
-        try_this = "the ids must be the manifest's, or the files' names without suffix"
+        try_this = "the ids must be the manifest's, or the files' names without suffix, or audio_filepath the same file"
         raise UserError(f"no {what} in {path} matches a file", firsts, try_this)
     return found
+
+
+def _hypotheses(items: list[Item], path: str) -> list[str | None]:
+    return _matched(items, read_texts(path, WRITTEN), "hypothesis", path)
+
+
+def _texts_by_file(path: str) -> dict[str, set[tuple[float, str]]]:
+    """Hypotheses whose rows name their audio: real path (NFC) -> offset in seconds and text."""
+    found = dict[str, set[tuple[float, str]]]()
+    for _, row in read_list(path):
+        audio, words = row.get("audio_filepath"), next((row[k] for k in WRITTEN if k in row), None)
+        with suppress(ValueError, TypeError):  # an address; no number
+            if isinstance(audio, str) and isinstance(words, str):
+                real = os.path.realpath(local_path(audio, os.path.dirname(os.path.abspath(path))))
+                found.setdefault(nfc(real), set()).add((float(row.get("offset") or 0.0), words))
+    return found
+
+
+def _of_file(item: Item, texts: Mapping[str, set[tuple[float, str]]], path: str) -> str | None:
+    """The text of an item's stretch of its file; None where no text is of that file. Raises ``UserError``: not one is of the stretch."""
+    known = texts.get(nfc(os.path.realpath(item.audio)), set()) if item.audio else set()
+    mine = [text for offset_s, text in known if abs(offset_s - item.offset_s) < ROUNDED_S]
+    if known and len(mine) != 1:
+        why = f"{len(mine)} of its {len(known)} texts there begin at {item.offset_s:g} s, and its id is in none of the rows"
+        raise UserError(f"which text in {path} belongs to {item.key} cannot be known", why, "give both the same id")
+    return mine[0] if mine else None
 
 
 def audio_files(folder: Path, skip: Path | None = None) -> list[Path]:
@@ -235,9 +266,8 @@ def audio_files(folder: Path, skip: Path | None = None) -> list[Path]:
             (sounds if kind in AUDIO_SUFFIXES else videos if kind in VIDEO_SUFFIXES else others).append(path)
     recorded = {path.with_suffix("") for path in sounds}
     if strange := sorted(p for p in others if p.suffix.lower() not in BESIDE):
-        kinds = ", ".join(
-            f"{count} {kind or 'without a suffix'}" for kind, count in Counter(p.suffix for p in strange).items()
-        )
+        counts = Counter(p.suffix or "without a suffix" for p in strange)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         log.say(f"{folder}: passed over, no sound: {kinds} ({strange[0].name}{' ...' if len(strange) > 1 else ''})")
     return sorted(sounds + [path for path in videos if path.with_suffix("") not in recorded])
 
@@ -254,11 +284,9 @@ def _folder(folder: Path, skip: Path | None) -> list[Item]:
 
 def _from_utterance(utt: Utterance) -> Item:
     known = {k: v for k in ("speaker_id", "language", "snr_db") if (v := getattr(utt, k)) is not None}
-    said = [utt.extra[k] for k in HYPOTHESES if isinstance(utt.extra.get(k), str)] if utt.extra else []
+    said = next((utt.extra[k] for k in HYPOTHESES if isinstance(utt.extra.get(k), str)), None) if utt.extra else None
     audio, video, given = utt.audio_filepath or None, utt.lips_filepath or utt.video_filepath, {**known, **utt.extra}
-    return Item(
-        utt.id, audio, utt.target_filepath, utt.text, utt.offset, utt.duration, given, said[0] if said else None, video
-    )
+    return Item(utt.id, audio, utt.target_filepath, utt.text, utt.offset, utt.duration, given, said, video)
 
 
 def files_of(folder: Path, names: Mapping[str, str | None]) -> dict[str, str]:
@@ -303,9 +331,8 @@ def _match_targets(items: list[Item], folder: Path) -> None:
 
 def texts_of(path: str, utts: Sequence[Utterance]) -> dict[str, str]:
     """A recogniser's texts of rows, from a list: id -> hypothesis, for those that have one. Raises ``UserError`` where none has."""
-    items, keys = [_from_utterance(u) for u in utts], (*HYPOTHESES, "text")
-    found = zip(items, _matched(items, read_texts(path, keys), "hypothesis", path), strict=True)
-    return {item.key: text for item, text in found if text is not None}
+    items = [_from_utterance(u) for u in utts]
+    return {i.key: text for i, text in zip(items, _hypotheses(items, path), strict=True) if text is not None}
 
 
 # ------------------------------------------------------------------------------------------------------ lists of texts

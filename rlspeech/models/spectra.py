@@ -67,9 +67,7 @@ class StftFrontEnd(nn.Module):
         return torch.complex(real.contiguous(), imag.contiguous())
 
 
-def mel_filters(
-    sample_rate: int, n_fft: int, n_mels: int, fmax_hz: float | None = None, fmin_hz: float = 0.0
-) -> Tensor:
+def mel_filters(sample_rate: int, n_fft: int, n_mels: int, fmax_hz: float | None = None, fmin_hz: float = 0) -> Tensor:
     """Slaney's mel filters (Auditory Toolbox, 1998): linear below 1 kHz, logarithmic above, of unit area, as librosa.filters.mel.
 
     Args:

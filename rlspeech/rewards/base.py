@@ -18,7 +18,7 @@ import numpy as np
 
 from rlspeech.data.audio import NOTHING_DBFS, loudest_dbfs, silence
 from rlspeech.plugins import load
-from rlspeech.rewards.catalogue import ALIASES, BUILTIN, Column, Entry
+from rlspeech.rewards.catalogue import ALIASES, BUILTIN, RECOGNISED, Column, Entry
 from rlspeech.rewards.user import entry_of
 from rlspeech.types import Sample, Score, UserError
 
@@ -94,8 +94,7 @@ def resolve(asked: str, options: dict[str, Any] | None = None) -> Request:
     """
     match = re.fullmatch(r"\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*", asked)
     if match is None:
-        usage = "name, name[option=value] or package.module:function"
-        raise UserError(f"cannot read the reward name {asked!r}", "", usage)
+        raise UserError(f"cannot read the reward {asked!r}", "", "name, name[option=value] or package.module:function")
     name, merged = match[1], {**(options or {}), **_parse_options(match[2] or "", asked)}
     if ":" in name:
         return Request(asked, entry_of(name), name, tuple(sorted({**merged, "name": name}.items())))
@@ -106,9 +105,10 @@ def resolve(asked: str, options: dict[str, Any] | None = None) -> Request:
         hint = f"did you mean {close[0]!r}?" if close else hint
         raise UserError(f"unknown reward {name!r}", f"known: {', '.join(sorted(_columns))}", hint)
     entry = _columns[name]
+    if "recogniser" in merged and entry.family == RECOGNISED.family:
+        entry = RECOGNISED
     if reason := why_not(entry):
-        hint = "rlspeech doctor lists the rewards that can be used"
-        raise UserError(f"the reward {name!r} cannot be used here", reason, hint)
+        raise UserError(f"the reward {name!r} cannot be used here", reason, "rlspeech doctor lists those that can")
     return Request(asked, entry, name, tuple(sorted(merged.items())))
 
 
@@ -145,8 +145,8 @@ def build(request: Request, device: str = "cpu") -> Family:
     except TypeError as error:
         if "unexpected keyword" not in str(error):
             raise
-        hint = f"see {request.entry.factory}"
-        raise UserError(f"{request.asked}: {error}", "the reward has no such option", hint) from error
+        why = "the reward has no such option"
+        raise UserError(f"{request.asked}: {error}", why, f"see {request.entry.factory}") from error
 
 
 def gate(sample: Sample, entry: Entry) -> str | None:
@@ -155,7 +155,8 @@ def gate(sample: Sample, entry: Entry) -> str | None:
     Where a hypothesis is judged, the waveform is only what was recognised, and silence or no samples at all are allowed; a reference
     text of "" is then an answer too (nothing is said), and only None is no reference.
     """
-    if "hypothesis" in entry.needs:
+    heard = "transcript" in entry.needs
+    if "hypothesis" in entry.needs or (heard and sample.hypothesis is not None):
         if not isinstance(sample.hypothesis, str):
             return "no hypothesis"
         return "no reference text" if "text" in entry.needs and sample.text is None else None
@@ -167,7 +168,7 @@ def gate(sample: Sample, entry: Entry) -> str | None:
         reason = wave_problem(sample.wav, rate, entry.min_s, LOWEST_DBFS.get(entry.silence))
     if reason is None and rate < entry.min_rate_hz:
         reason = f"sampled at {rate} Hz, the measure is of {entry.min_rate_hz} Hz and more"
-    if reason is None and "text" in entry.needs and not (sample.text or "").strip():
+    if reason is None and "text" in entry.needs and (sample.text is None or not (heard or sample.text.strip())):
         reason = "no reference text"
     if reason is not None or "target" not in entry.needs:
         return reason
@@ -177,9 +178,7 @@ def gate(sample: Sample, entry: Entry) -> str | None:
     return f"reference: {reason}" if reason else None
 
 
-def wave_problem(
-    wav: np.ndarray, sample_rate: int, min_s: float, lowest_dbfs: float | None = NOTHING_DBFS
-) -> str | None:
+def wave_problem(wav: np.ndarray, rate: int, min_s: float, lowest_dbfs: float | None = NOTHING_DBFS) -> str | None:
     """Reason why (T,) is no waveform to score: shape, length, NaN, all of it below a level (None: any will do); None where it is fine."""
     if not isinstance(wav, np.ndarray) or wav.ndim != 1:
         return f"not a mono waveform (shape {getattr(wav, 'shape', None)})"
@@ -191,9 +190,9 @@ def wave_problem(
         return "NaN or infinite samples" if not np.isfinite(wav).all() else "samples beyond any level"
     if power > MAX_ABS**2:
         return "samples beyond any level"
-    if len(wav) < min_s * sample_rate:
-        return f"too short ({len(wav) / sample_rate:.2f} s, at least {min_s:g} s)"
-    silent = lowest_dbfs is not None and (level := loudest_dbfs(wav, sample_rate)) < lowest_dbfs
+    if len(wav) < min_s * rate:
+        return f"too short ({len(wav) / rate:.2f} s, at least {min_s:g} s)"
+    silent = lowest_dbfs is not None and (level := loudest_dbfs(wav, rate)) < lowest_dbfs
     return silence(level) if silent else None
 
 

@@ -100,9 +100,7 @@ _RATIO = "length of the speech over the recording's, or over what the text shoul
 _SHAPE: dict[str, Column] = {
     "tts_pitch_std": Column("standard deviation of log F0 over voiced frames", bounds=POSITIVE, optional=True),
     "tts_duration_ratio": Column(_RATIO, bounds=POSITIVE, optional=True),
-    "tts_duration_drift": Column(
-        "size of that ratio's logarithm: how far too long or too short", False, POSITIVE, True
-    ),
+    "tts_duration_drift": Column("size of its logarithm: how far too long or too short", False, POSITIVE, True),
 }
 _TOKEN_TEXT: dict[str, Column] = {
     "token_accuracy": Column("as tts_accuracy, by the token reward: no waveform is made", bounds=(-INF, 1.0)),
@@ -123,8 +121,7 @@ _SQUIM: dict[str, Column] = {
     "squim_stoi": Column("STOI as predicted by SQUIM", bounds=SHARE),
     "squim_si_sdr": Column("SI-SDR as predicted by SQUIM, in dB"),
 }
-_STOI = {"stoi": Column("intelligibility (STOI)", bounds=SIGNED)}
-_STOI["estoi"] = Column("intelligibility (extended STOI)", bounds=SIGNED)
+_STOI = {n: Column(f"intelligibility ({n.upper()})", bounds=SIGNED) for n in ("stoi", "estoi")}
 _WER = {f"{word[0]}er": Column(f"{word} error rate of a recogniser", **_LOW) for word in ("word", "character")}
 _SDR = {"si_sdr": Column("scale-invariant signal-to-distortion ratio in dB")}
 _LSD = {"lsd": Column("log-spectral distance in dB", **_LOW)}
@@ -159,6 +156,10 @@ BUILTIN: tuple[Entry, ...] = (
     Entry("squim", _P + "squim:Squim", _SQUIM, requires=TORCHAUDIO, min_s=0.3, probe=_P + "squim:torchaudio_problem"),
     Entry("llm", _P + "llm.judge:LlmJudge", _LLM, min_s=0.3),
 )
+
+# in place of the entry of that name where ``recogniser`` is given: it needs a hypothesis, or a waveform to get one from
+RECOGNISED = Entry("asr", _P + "speech_rules:RecognisedText", _ASR, TEXT | {"transcript"}, requires=FUZZ, **SPOKEN)
+RECOGNISERS = ("wer", "tts", RECOGNISED.family)  # families that take one
 
 ALIASES: dict[str, str] = {
     "dnsmos": "dnsmos_ovrl",

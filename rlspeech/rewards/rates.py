@@ -34,7 +34,7 @@ class ErrorRate:
         recogniser: see ``recognisers.load_recogniser``.
         normaliser: name in ``rlspeech.data.text.NORMALISERS``, or ``package.module:function``.
         language: given to sequence-to-sequence recognisers that take one.
-        how: ``batch``, waveforms in one call of a transformers recogniser, ``device``, where it runs, and what one at an address takes.
+        how: ``batch``, ``beams``, ``device`` and what else ``load_recogniser`` takes; it is greedy by default.
 
     Raises:
         UserError: no recogniser named, or one that cannot be loaded.

@@ -1,42 +1,53 @@
-"""Recognisers for rewards: they transcribe waveforms; audio language models also say how likely a text is given a waveform."""
+"""Recognisers: they transcribe waveforms; audio language models also say how likely a text is given a waveform.
+
+An audio language model (Whisper is one) is decoded by ``Recogniser``, whether it transcribes, is evaluated or judges: greedily, unless
+beams are asked for, and cut at pauses where a recording is longer than the model takes at once.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlspeech.config_parts import Sampling
 from rlspeech.data.audio import resample
 from rlspeech.data.long import cut
-from rlspeech.files import parse_json
+from rlspeech.data.text import written_in_characters
+from rlspeech.files import read_object
+from rlspeech.parallel import one_by_one
 from rlspeech.plugins import load_function
 from rlspeech.rewards.base import FOLDER_HINT, wave_problem
 from rlspeech.types import Sample, UserError
 
+if TYPE_CHECKING:
+    from rlspeech.models.audio_lm.model import AudioLM
+
 # waveforms (T,) and their rate -> transcripts, or why there is none
 Transcribe = Callable[[Sequence[np.ndarray], int], Sequence[str | Exception]]
 AUDIBLE_S = 0.1  # shorter waveforms are not given to a recogniser
-TOKENS_PER_S, LEAST_TOKENS = 12.0, 16  # bound on a transcript
-# of the families, those that transformers' pipeline transcribes too, long clips included
-OTHERWISE = frozenset({"whisper"})
+SHORTEST_S = 0.1  # shorter input is padded with silence: a front end needs a few frames
+FEWEST_TOKENS = 16
 
 
 def load_recogniser(
-    name: str, /, device: str = "cpu", language: str | None = None, batch: int = 8, **served: Any
+    name: str, /, device: str = "cpu", language: str | None = None, batch: int = 8, **more: Any
 ) -> Transcribe:
     """A recogniser by name.
 
     Args:
-        name: ``embedded``, Hub id or folder of an audio language model or of another transformers model (CTC or sequence-to-sequence),
-            ``pocketsphinx``, ``http(s)://host/v1#model``, or ``package.module:function`` with ``function(wavs, sample_rate) -> list[str]``.
+        name: ``embedded``, Hub id, folder or run folder of an audio language model, Hub id or folder of another transformers model (CTC or
+            sequence-to-sequence), ``pocketsphinx``, ``http(s)://host/v1#model``, or ``package.module:function`` with
+            ``function(wavs, sample_rate) -> list[str]``.
         device: where it runs.
         language: given to those that take one.
         batch: waveforms at once.
-        served: ``name``, ``prompt``, ``timeout_s``, ``retries``, ``concurrency`` of one at an address.
+        more: ``name``, ``prompt``, ``timeout_s``, ``retries``, ``concurrency`` of one at an address; ``beams`` of a model, 1 is greedy.
 
     Raises:
         UserError: it cannot be loaded.
@@ -44,17 +55,22 @@ def load_recogniser(
     if re.match(r"https?://", name, re.IGNORECASE):
         from rlspeech.rewards.llm.endpoint import ServedRecogniser
 
-        return ServedRecogniser(name, language, **served)
-    if served:
-        raise UserError(f"{name} takes no {', '.join(served)}", "only a recogniser at an address does")
+        return ServedRecogniser(name, language, **more)
+    own = ":" in name and not Path(name).exists()
+    beams = 1 if own or name == "pocketsphinx" else more.pop("beams", 1)
+    if more:
+        raise UserError(f"{name} takes no {', '.join(more)}", "it is no recogniser that does", "leave it out")
     if name == "pocketsphinx":
         return _pocketsphinx()
-    if ":" in name and not Path(name).exists():
+    if own:
         function = load_function(name, "recogniser", "def f(wavs, sample_rate) -> list[str]")
         return lambda wavs, rate: [str(t) for t in function(list(wavs), rate)]
     if is_audio_lm(name):
-        return AudioRecogniser(name, device, language, batch)
-    return _transformers(name, device, language, batch)
+        from rlspeech.models.audio_lm.model import load_audio_lm
+
+        lm, how = load_audio_lm(name, device)[0], Sampling(language=language)
+        return Recogniser(lm, sampling=how, beams=beams, batch=batch, name=name)
+    return _transformers(name, device, language, batch, beams)
 
 
 def audible(samples: Sequence[Sample]) -> list[int]:
@@ -91,16 +107,19 @@ def _pocketsphinx() -> Transcribe:
     return recognise
 
 
-def _transformers(name: str, device: str, language: str | None, batch: int) -> Transcribe:
+def _transformers(name: str, device: str, language: str | None, batch: int, beams: int) -> Transcribe:
     import transformers
 
-    from rlspeech.models.folder import loading
+    from rlspeech.models.folder import loading, pretrained
 
     with loading(f"the recogniser {name!r}", FOLDER_HINT):
+        pretrained(transformers.AutoConfig, name)
         pipe: Any = transformers.pipeline("automatic-speech-recognition", model=name, device=device)
     options: dict[str, Any] = {"batch_size": batch}
-    if language and pipe.model.can_generate():
-        options["generate_kwargs"] = {"language": language}
+    if pipe.model.can_generate():
+        options["generate_kwargs"] = {"num_beams": beams, **({"language": language} if language else {})}
+    elif beams != 1:
+        raise UserError(f"{name} searches no beams", "it is a CTC model", "leave them out")
 
     def recognise(wavs: Sequence[np.ndarray], rate: int) -> list[str]:
         order = sorted(range(len(wavs)), key=lambda i: len(wavs[i]))  # like lengths together: less padding
@@ -111,89 +130,115 @@ def _transformers(name: str, device: str, language: str | None, batch: int) -> T
     return recognise
 
 
-def is_audio_lm(name: str, whisper: bool = False) -> bool:
-    """Whether a recogniser's name is that of an audio language model: 'embedded', a folder or run folder of one, or a Hub id.
-
-    Args:
-        name: the recogniser's.
-        whisper: count what transformers' pipeline takes too.
-    """
+def is_audio_lm(name: str) -> bool:
+    """Whether 'embedded', a folder, a run folder or a Hub id is that of an audio language model. Raises ``UserError``: no model there."""
     from rlspeech.models.audio_lm.families import FAMILIES
     from rlspeech.models.folder import snapshot
+    from rlspeech.models.hub import find_checkpoint
 
-    if name in {"embedded", "tiny"}:
-        return True
-    path = Path(name)
-    found = path / "config.json" if (path / "config.json").is_file() else None
-    if found is None and path.is_dir():
-        found = next(iter(sorted(path.glob("checkpoints/*/config.json"))), None)
-    elif found is None and name.count("/") == 1 and (cached := snapshot(name)):
-        found = cached / "config.json"
-    try:
-        kind = parse_json(found.read_bytes()).get("model_type") if found else None
-    except (OSError, ValueError, AttributeError):
-        return False  # whoever loads it says what is wrong with it
-    return kind in FAMILIES and (whisper or kind not in OTHERWISE)
+    folder = find_checkpoint(name, "asr") or snapshot(name)
+    return folder is not None and read_object(folder / "config.json").get("model_type") in FAMILIES
 
 
-class AudioRecogniser:
-    """An ``AudioLM`` as a recogniser; called with waveforms and their rate it transcribes greedily.
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """One recording's raw decode, and how many of its pieces ran into the limit of tokens."""
+
+    text: str
+    pieces: int = 1
+    truncated: int = 0
+
+
+class Recogniser:
+    """Greedy or beam decoding with an audio language model; called with waveforms and their rate it is a ``Transcribe``.
 
     Args:
-        name: as ``models.audio_lm.load_audio_lm`` takes it.
-        device: where it runs.
-        language: of all waveforms; None lets the model find out.
-        batch: waveforms, or pieces of long ones, at once.
-
-    Raises:
-        UserError: no such model.
+        model: as ``load_audio_lm`` gives it.
+        sampling: language, prompt and length; temperature and truncation are not used.
+        beams: of the search; 1 is greedy.
+        batch: pieces at once.
+        name: what the model was loaded as.
     """
 
-    def __init__(self, name: str, device: str = "cpu", language: str | None = None, batch: int = 8) -> None:
-        from rlspeech.models.audio_lm.model import load_audio_lm
+    def __init__(self, model: AudioLM, *, sampling: Sampling, beams: int = 1, batch: int = 8, name: str = "") -> None:
+        self.model, self.sampling, self.beams, self.batch = model, sampling, beams, max(1, batch)
+        greedy = ", greedy" if getattr(model, "model_type", "") == "whisper" else ""  # it once had its config's beams
+        self.version = name + (f", {beams} beams" if beams > 1 else greedy)
+        self.sample_rate, self.max_s = int(model.sample_rate), float(model.max_s)
 
-        self.lm: Any = load_audio_lm(name, device)[0]
-        self._language, self._batch = language, max(1, batch)
+    def whole(self, wavs: Sequence[np.ndarray]) -> list[Transcript | Exception]:
+        """Recordings (T_i,) float32 at ``sample_rate``; those longer than the model's limit are cut at pauses and joined."""
+        cuts = [cut(w, self.sample_rate, self.max_s) for w in wavs]
+        parts = self.short([w[a:b] for w, places in zip(wavs, cuts, strict=True) for a, b in places])
+        made, at = list[Transcript | Exception](), 0
+        for places in cuts:
+            own, at = parts[at : at + len(places)], at + len(places)
+            failed = next((p for p in own if isinstance(p, Exception)), None)
+            good = [p for p in own if isinstance(p, Transcript)]
+            text, truncated = join_texts([p.text for p in good]), sum(p.truncated for p in good)
+            made.append(failed or Transcript(text, len(own), truncated))
+        return made
+
+    def short(self, wavs: Sequence[np.ndarray]) -> list[Transcript | Exception]:
+        """Pieces that are no longer than the model's limit, like lengths together, in their order."""
+        made: dict[int, Transcript | Exception] = {}
+        for part in self._batches(wavs):
+            made.update(zip(part, one_by_one(self._decode, [wavs[i] for i in part], raised=()), strict=True))
+        return [made[i] for i in range(len(wavs))]
+
+    def _batches(self, wavs: Sequence[np.ndarray]) -> list[list[int]]:
+        order = sorted(range(len(wavs)), key=lambda i: len(wavs[i]))
+        return [order[at : at + self.batch] for at in range(0, len(order), self.batch)]
+
+    def _decode(self, wavs: Sequence[np.ndarray]) -> list[Transcript]:
+        import torch
+
+        how, shortest = self.sampling, int(SHORTEST_S * self.sample_rate)
+        padded = [np.pad(w, (0, max(0, shortest - len(w)))) for w in wavs]
+        seconds = max(len(w) for w in padded) / self.sample_rate
+        tokens = how.max_new_tokens or max(FEWEST_TOKENS, math.ceil(how.tokens_per_s * seconds))
+        given: dict[str, Any] = {k: v for k, v in (("language", how.language), ("prompt", how.prompt)) if v is not None}
+        with torch.no_grad():
+            encoded = self.model.encode(padded, **given)
+            generated = self.model.generate(encoded, max_new_tokens=tokens, beams=self.beams)
+            texts = self.model.text(generated.ids, generated.mask)
+        return [Transcript(t, 1, int(not f)) for t, f in zip(texts, generated.finished.tolist(), strict=True)]
 
     @property
     def guess_nll(self) -> float:
         """NLL a piece of a text that nothing is known of: every piece as likely as any other."""
-        return math.log(self.lm.net.get_output_embeddings().weight.shape[0])
+        return math.log(self.model.net.get_output_embeddings().weight.shape[0])
 
-    def __call__(self, wavs: Sequence[np.ndarray], rate: int) -> list[str]:
-        """Transcripts, as the model writes them; what is longer than it takes at once is cut at pauses."""
-        whole = [resample(w, rate, self.lm.sample_rate) for w in wavs]
-        pieces = [(i, w[a:b]) for i, w in enumerate(whole) for a, b in cut(w, self.lm.sample_rate, self.lm.max_s)]
-        made = [""] * len(pieces)
-        for part in _by_length([len(p) for _, p in pieces], self._batch):
-            prompts = self.lm.encode([pieces[k][1] for k in part], language=self._language)
-            longest = max(len(pieces[k][1]) for k in part) / self.lm.sample_rate
-            generated = self.lm.generate(prompts, max_new_tokens=max(LEAST_TOKENS, math.ceil(TOKENS_PER_S * longest)))
-            for k, text in zip(part, self.lm.text(generated.ids, generated.mask), strict=True):
-                made[k] = text
-        texts = [""] * len(wavs)
-        for (i, _), text in zip(pieces, made, strict=True):
-            texts[i] = f"{texts[i]} {text}".strip()
-        return texts
+    def __call__(self, wavs: Sequence[np.ndarray], rate: int) -> list[str | Exception]:
+        """Transcripts, as the model writes them, or why there is none. Raises ``UserError``: a language that the model does not take."""
+        made = self.whole([resample(w, rate, self.sample_rate) for w in wavs])
+        if wrong := [m for m in made if isinstance(m, UserError)]:
+            raise wrong[0]
+        return [m.text.strip() if isinstance(m, Transcript) else m for m in made]
 
     def nll(self, wavs: Sequence[np.ndarray], rate: int, texts: Sequence[str]) -> list[float]:
         """Mean NLL in nats of each text's pieces, the stop among them, given its waveform; of a long one, given what the model takes."""
         import torch
 
         out = [0.0] * len(wavs)
-        whole = [resample(w, rate, self.lm.sample_rate) for w in wavs]
-        for part in _by_length([len(w) for w in whole], self._batch):
+        whole = [resample(w, rate, self.sample_rate) for w in wavs]
+        for part in self._batches(whole):
             with torch.no_grad():
-                prompts = self.lm.encode([whole[k] for k in part], language=self._language)
-                ids, mask = self.lm.references([texts[k] for k in part], self._language)
-                logp = self.lm.forward_logits(prompts, range(len(part)), ids, restricted=False).log_softmax(-1).cpu()
+                prompts = self.model.encode([whole[k] for k in part], language=self.sampling.language)
+                ids, mask = self.model.references([texts[k] for k in part], self.sampling.language)
+                logp = self.model.forward_logits(prompts, range(len(part)), ids, restricted=False).log_softmax(-1).cpu()
             logp_of = logp.gather(-1, ids[..., None])[..., 0].masked_fill(~mask, 0.0)
             for k, value in zip(part, (-logp_of.sum(1) / mask.sum(1)).tolist(), strict=True):
                 out[k] = value
         return out
 
 
-def _by_length(lengths: Sequence[int], batch: int) -> list[list[int]]:
-    """Batches of indices, like lengths together."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    return [order[i : i + batch] for i in range(0, len(order), batch)]
+def join_texts(texts: Sequence[str]) -> str:
+    """Texts of neighbouring pieces as one: with a space between them where their writing has spaces. A single one comes back as it is."""
+    if len(texts) <= 1:
+        return "".join(texts)
+    joined = ""
+    for text in (t.strip() for t in texts):
+        spaced = not (joined and text and written_in_characters(joined[-1]) and written_in_characters(text[0]))
+        joined += (" " if joined and text and spaced else "") + text
+    return joined

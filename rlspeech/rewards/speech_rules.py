@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -23,8 +24,9 @@ import numpy as np
 from rlspeech.data.text import align, get_normaliser, units
 from rlspeech.rewards.base import wave_problem
 from rlspeech.rewards.rates import character_errors
-from rlspeech.rewards.recognisers import AUDIBLE_S, AudioRecogniser, audible, is_audio_lm, load_recogniser
+from rlspeech.rewards.recognisers import AUDIBLE_S, Recogniser, audible, load_recogniser
 from rlspeech.rewards.recognisers import transcribe_audible as transcribe
+from rlspeech.rewards.rules import TextRules
 from rlspeech.types import Sample, Score, UserError
 
 FORMS: dict[str, Callable[[float], float]] = {
@@ -105,13 +107,13 @@ class SpokenText:
         recogniser: see ``recognisers.load_recogniser``; the posterior needs an audio language model.
         batch: waveforms at once; they are sorted by length first.
         device: where the recogniser runs.
-        text: of ``TextScores``; ``language`` goes to the recogniser too.
+        text: of ``TextScores``; ``language`` goes to the recogniser too, ``beams`` to it alone.
     """
 
     def __init__(self, recogniser: str = "embedded", batch: int = 16, device: str = "cpu", **text: Any) -> None:
-        self._scores, self._named = TextScores(**text), (recogniser, device, text.get("language"), batch)
-        self._recognise = load_recogniser(*self._named)
-        self._rater: AudioRecogniser | None = self._recognise if isinstance(self._recognise, AudioRecogniser) else None
+        more = {k: text.pop(k) for k in ("beams",) if k in text}
+        self._scores, self._name = TextScores(**text), recogniser
+        self._recognise = load_recogniser(recogniser, device, text.get("language"), batch, **more)
         how = f"text {self._scores.name}, form {self._scores.form}"
         self.version = f"speech-rules-1, recogniser {getattr(self._recognise, 'version', recogniser)}, {how}"
 
@@ -130,14 +132,35 @@ class SpokenText:
                 nll[i] = value
         return [self._scores.row(s, t, v, "tts", columns) for s, t, v in zip(samples, texts, nll, strict=True)]
 
-    def _rating(self) -> AudioRecogniser:
-        if self._rater is None:
-            if not is_audio_lm(self._named[0], whisper=True):
-                why = "tts_posterior and tts_nll need an audio language model"
-                hint = "recogniser=embedded, or tts_accuracy"
-                raise UserError(f"{self._named[0]} gives no probability of a text", why, hint)
-            self._rater = AudioRecogniser(*self._named)
-        return self._rater
+    def _rating(self) -> Recogniser:
+        if not isinstance(self._recognise, Recogniser):
+            why, hint = "tts_posterior and tts_nll need an audio language model", "recogniser=embedded, or tts_accuracy"
+            raise UserError(f"{self._name} gives no probability of a text", why, hint)
+        return self._recognise
+
+
+class RecognisedText:
+    """Family ``asr`` where a recogniser is named: rows without a hypothesis get what it makes of the waveform.
+
+    Args:
+        recogniser: see ``recognisers.load_recogniser``, which also gets ``language``, ``batch``, ``device`` and ``beams``.
+        normaliser: of both texts.
+        rules: further options of ``rules.TextRules``, which judges.
+    """
+
+    def __init__(self, recogniser: str, normaliser: str = "basic-3", **rules: Any) -> None:
+        how = {k: rules.pop(k) for k in ("batch", "device", "beams") if k in rules}
+        self._rules = TextRules(normaliser, **rules)
+        self._recognise = load_recogniser(recogniser, language=rules.get("language"), **how)
+        self.version = f"{self._rules.version}, recogniser {getattr(self._recognise, 'version', recogniser)}"
+
+    def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
+        """Transcribe and judge; a row of silence has an empty hypothesis."""
+        new = iter(transcribe(self._recognise, [s for s in samples if s.hypothesis is None]))
+        texts = [next(new) if s.hypothesis is None else s.hypothesis for s in samples]
+        rows = [replace(s, hypothesis=str(t)) for s, t in zip(samples, texts, strict=True)]
+        made = zip(self._rules.compute(rows, columns), texts, strict=True)
+        return [dict.fromkeys(columns, Score(None, str(t))) if isinstance(t, Exception) else row for row, t in made]
 
 
 class TokenRules:

@@ -30,6 +30,7 @@ from rlspeech.plugins import load, load_function
 from rlspeech.report.build import write_page
 from rlspeech.report.calibrate import ORDER, calibrated, print_calibration
 from rlspeech.rewards import base
+from rlspeech.rewards.catalogue import RECOGNISED, RECOGNISERS
 from rlspeech.rewards.rates import UNITS, units_rate
 from rlspeech.rewards.scorer import Pending, Scorer
 from rlspeech.rewards.user import is_trls
@@ -52,12 +53,12 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]
         UserError: nothing to score, a reward that cannot be used, or one whose references or transcripts are missing altogether.
     """
     asked = base.named(config.rewards)
-    requests = [base.resolve(r) for r in asked]
+    options = _options(config, [base.resolve(r).entry.family for r in asked])
+    requests = [base.resolve(r, options.get(base.resolve(r).entry.family)) for r in asked]
     silent = all(_reads_only(r) for r in requests)
     items = collect(path, config.target, config.text, config.hypotheses, texts_only=silent)
     if config.hypotheses and not any(_judges_texts(r) for r in requests):
         raise UserError("no reward judges the hypotheses", "", "--reward asr_wer, or leave out --hypotheses")
-    options = _options(config)
     if unasked := sorted(set(options) - {r.entry.family for r in requests}):
         what = f"{', '.join(options[unasked[0]])} of the reward {unasked[0]} is set, and it is not asked for"
         raise UserError(what, "", f"--reward {unasked[0]}, or leave it out")
@@ -89,22 +90,24 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]
     return _report(scores, scorer, items, config)
 
 
-def _options(config: ScoreFolder) -> dict[str, dict[str, Any]]:
-    """Settings that are options of a single reward family, family -> option -> value."""
+def _options(config: ScoreFolder, asked: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Settings that are options of reward families, family -> option -> value; a recogniser is for all that take one and are asked for."""
     judge = {"model": config.llm, "name": config.llm_model, "sentiment": config.sentiment, "prompt": config.prompt}
     families: dict[str, dict[str, Any]] = {"speaker_similarity": {"encoder": config.speaker_encoder}, "llm": judge}
-    families |= {"speech_bert_score": {"encoder": config.speech_encoder}, "wer": {"recogniser": config.recogniser}}
+    takers = [f for f in RECOGNISERS if f in asked and not (config.hypotheses and f == RECOGNISED.family)]
+    families |= {f: {"recogniser": config.recogniser} for f in takers or RECOGNISERS[:1]}
+    families["speech_bert_score"] = {"encoder": config.speech_encoder}
     return {f: given for f, options in families.items() if (given := {k: v for k, v in options.items() if v})}
 
 
 def _judges_texts(request: base.Request) -> bool:
-    return "hypothesis" in request.entry.needs
+    return not request.entry.needs.isdisjoint({"hypothesis", "transcript"})
 
 
 def _reads_only(request: base.Request) -> bool:
     """Whether a reward never listens; a function of the user's may, whatever it asks for, but for one of TRL's form."""
     own = request.entry.family
-    return _judges_texts(request) and (":" not in own or is_trls(load_function(own)))
+    return "hypothesis" in request.entry.needs and (":" not in own or is_trls(load_function(own)))
 
 
 def _normaliser(request: base.Request) -> dict[str, str]:
@@ -173,11 +176,9 @@ def _write(batch: tuple[list[Item], Pending] | None, scores: ScoreFile, fixed: s
 
 
 def _why(score: Score, sample: Sample) -> str:
-    if score.error == "no samples" and "_audio_error" in sample.columns:
-        return f"audio: {sample.columns['_audio_error']}"
-    if score.error == "no reference audio" and "_target_error" in sample.columns:
-        return f"reference: {sample.columns['_target_error']}"
-    return score.error or "no reason given"
+    causes = {"no samples": ("audio", "_audio_error"), "no reference audio": ("reference", "_target_error")}
+    what, column = causes.get(score.error or "", ("", ""))
+    return f"{what}: {sample.columns[column]}" if column in sample.columns else score.error or "no reason given"
 
 
 def _row(item: Item, system: str, values: dict[str, Any], errors: dict[str, str]) -> dict[str, Any]:
@@ -282,7 +283,7 @@ def _settings(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str
 
 
 def _check_needs(scorer: Scorer, items: Items) -> None:
-    hint = "--hypotheses FILE, or a column hypothesis or pred_text in the manifest"
+    hint = "--hypotheses FILE, --recogniser NAME, or a column hypothesis or pred_text in the manifest"
     for need, what, flag in (
         ("hypothesis", "hypothesis", hint),
         ("target", "reference", "--target FOLDER"),

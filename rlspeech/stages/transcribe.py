@@ -106,8 +106,8 @@ def _jobs(inputs: Sequence[str]) -> list[_Job]:
 
 def _recognise(config: Transcribe, jobs: Sequence[_Job], sink: _Sink) -> None:
     from rlspeech.engine import Engine, Watchdog
+    from rlspeech.rewards.recognisers import Recogniser, join_texts
     from rlspeech.tasks import RECOGNITION, get_task
-    from rlspeech.tasks.asr.evaluate import Recogniser, join_texts
 
     engine = Engine(config.device, "fp32", config.seed)
     model, _ = get_task(RECOGNITION).load(config.model, engine.device, dtype=config.precision)

@@ -14,7 +14,7 @@ from rlspeech.data.manifest import read_manifest
 from rlspeech.data.text import align
 from rlspeech.models.codec.codec import load_codec, start_alike
 from rlspeech.models.token_reward import load_token_reward
-from rlspeech.rewards.recognisers import AudioRecogniser
+from rlspeech.rewards.recognisers import load_recogniser
 from rlspeech.tasks import get_task
 from rlspeech.types import Utterance
 
@@ -54,7 +54,7 @@ def test_words_survive_the_codec_and_the_reward_reads_its_tokens() -> None:
     ids = codec.encode(wavs)
     assert sum(map(len, ids)) / sum(map(len, wavs)) * 16000 == pytest.approx(25, rel=0.05)
     copies = codec.decode(ids, [load_audio(str(u.prompt_filepath), 16000) for u in utts])
-    ear = AudioRecogniser("embedded", "cpu", None, 8)
+    ear = load_recogniser("embedded", "cpu", None, 8)
     assert wrong(utts, ear(copies, 16000)) <= wrong(utts, ear(wavs, 16000)) + 0.2
     reward, _ = load_token_reward("embedded")
     assert wrong(utts, list(reward.frozen().transcribe(ids))) < 0.6  # chance is 0.9 and more
@@ -68,5 +68,5 @@ def test_the_language_model_says_its_text_and_stops() -> None:
     clips = [Clip(u.id, nothing, nothing, 16000, u.text, columns_of(u)) for u in utts]
     said = task.synthesise(model, clips, sampling=Sampling(temperature=0.7), seed=0)
     assert all(s.finished for s in said)
-    texts = AudioRecogniser("embedded", "cpu", None, 8)([s.wav for s in said], 16000)
+    texts = load_recogniser("embedded", "cpu", None, 8)([s.wav for s in said], 16000)
     assert wrong(utts, texts) < 0.6 < wrong(utts, [*texts[1:], texts[0]])  # its own text, not another's

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
+from tiny_audio_lms import tiny
+from tiny_cli import called, refused, rows_of
 
 from rlspeech import log
 from rlspeech.config import ScoreFolder
 from rlspeech.data import inputs as files
 from rlspeech.data.inputs import collect, read_texts
+from rlspeech.models.audio_lm.model import save_audio_lm
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.stages import reward
 from rlspeech.types import UserError
@@ -148,13 +151,11 @@ def test_resumes_and_computes_only_what_is_new(folders, monkeypatch):
 
 
 def test_interrupt_keeps_what_is_scored(folders, monkeypatch):
-    calls: list[str] = []
-    real = Scorer.start
+    calls, real = counting(monkeypatch), Scorer.start
 
     def start(self, samples, only=None):
         if len(calls) == 2:
             raise KeyboardInterrupt
-        calls.append(samples[0].key)
         return real(self, samples, only)
 
     monkeypatch.setattr(Scorer, "start", start)
@@ -162,20 +163,10 @@ def test_interrupt_keeps_what_is_scored(folders, monkeypatch):
         reward.run(config(folders, ["si_sdr"], batch=1), folders / "out")
     kept = rows(folders)
     assert kept and all(math.isfinite(r["si_sdr"]) for r in kept.values())
-    monkeypatch.setattr(Scorer, "start", real)
     calls.clear()
-    later = counting(monkeypatch)
+    monkeypatch.setattr(Scorer, "start", real)
     reward.run(config(folders, ["si_sdr"], batch=1), folders / "out")
-    assert sorted(k for c in later for k in c[0]) == sorted(set(rows(folders)) - set(kept)) and len(rows(folders)) == 3
-
-
-def test_workers_and_inline_write_the_same_file(folders):
-    names = ["estoi", "si_sdr"]
-    reward.run(config(folders, names), folders / "out")
-    inline = rows(folders)
-    reward.run(config(folders, names, workers=2, out=str(folders / "other")), folders / "out")
-    pooled = [json.loads(x) for x in (folders / "other" / "scores.jsonl").read_text().splitlines()]
-    assert {r["key"]: r["estoi"] for r in pooled} == pytest.approx({k: r["estoi"] for k, r in inline.items()}, abs=1e-6)
+    assert sorted(k for c in calls for k in c[0]) == sorted(set(rows(folders)) - set(kept)) and len(rows(folders)) == 3
 
 
 def test_manifest_and_its_columns_reach_user_functions(folders, monkeypatch):
@@ -209,18 +200,15 @@ def test_mistakes_are_refused(folders, tmp_path_factory):
         assert error.value.try_this
 
 
-def test_references_inside_the_folder_are_not_scored(folders):
+def test_references_inside_the_folder_are_not_scored_and_one_file_may_be_one_files(folders):
     inside = folders / "out" / "clean"
     inside.mkdir()
     for path in (folders / "ref").rglob("*.wav"):
         sf.write(inside / path.name, *sf.read(path))
     reward.run(config(folders, ["si_sdr"], target=str(inside)), folders / "out")
     assert set(rows(folders)) == {"a", "sub/b", "c"}
-
-
-def test_one_file_against_one_reference(folders):
     asked, path = config(folders, ["si_sdr"], target=str(folders / "ref" / "a.wav")), folders / "out" / "a.wav"
-    assert reward.run(asked, path)["n"] == 1 and rows(folders)["a"]["si_sdr"] > 10
+    assert reward.run(asked, path)["n"] == 1 and rows(folders)["a"]["si_sdr"] > 10  # one file against one
     beside = reward.run(asked.model_copy(update={"out": None}), path)
     assert beside["scores"] == str(folders / "out" / "a.scores.jsonl")
 
@@ -235,12 +223,8 @@ def test_files_named_one_by_one_score_as_their_folder_does(folders, monkeypatch)
     values = {r["key"]: r["si_sdr"] for r in found}
     assert values.pop("gone") is None and sorted(values.values()) == sorted(r["si_sdr"] for r in rows(folders).values())
     assert whole["n"] == 3
-
-
-def test_files_of_one_name_have_keys_of_their_own(folders):
-    (folders / "out" / "sub" / "a.wav").write_bytes((folders / "out" / "c.flac").read_bytes())
-    named = [str(folders / "out" / "a.wav"), str(folders / "out" / "sub" / "a.wav")]
-    assert reward.run(config(folders, ["si_sdr"]), named)["n"] == 2 and len(rows(folders)) == 2
+    Path("out/sub/a.wav").write_bytes(Path("out/c.flac").read_bytes())  # one name, two keys
+    assert reward.run(config(folders, ["si_sdr"], out="two"), ["out/a.wav", "out/sub/a.wav"])["n"] == 2
 
 
 ROWS = [
@@ -386,6 +370,28 @@ def test_a_recogniser_that_listened_itself_does_not_take_the_hypothesis_place(tm
     assert (rows["a"]["asr_wer"], rows["a"]["wer"]) == (0.0, 1.0)
 
 
+def test_a_run_as_recogniser_writes_what_transcribe_writes_and_that_is_matched_by_its_file(tmp_path):
+    step, said = tmp_path / "run" / "checkpoints" / "step_000001", tmp_path / "said.jsonl"
+    save_audio_lm(step, tiny("whisper", seed=4, spread=0.6), facts={})
+    (step.parent / "latest").write_text("step_000001\n")
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for n in (0, 1):
+        wav = 0.1 * np.random.default_rng(n).standard_normal(9000) * np.linspace(1 - n, 1 + 2 * n, 9000)
+        sf.write(tmp_path / "in" / "sub" / f"{n}.wav", wav, 16000)
+    own = [{"id": f"u{n}", "audio_filepath": f"in/sub/{n}.wav", "text": "one", "duration": 0.5625} for n in (0, 1)]
+    path, written = write(tmp_path / "m.jsonl", own), list[list[str]]()
+    for beams in (1, 3):
+        how = ("--model", tmp_path / "run", "--beams", beams, "--out", said, "--overwrite")
+        called("transcribe", tmp_path / "in", *how)
+        written.append([str(i.hypothesis).strip() for i in collect(path, hypotheses=str(said))])
+        asked = [f"{name}[beams={beams}]" for name in ("wer", "asr_wer")]
+        _, found = score(path, asked, recogniser=str(tmp_path / "run"), report="never")
+        assert [found[k][f"hypothesis[beams={beams}]"] for k in ("u0", "u1")] == written[-1] != written[0][::-1]
+    assert written[0] != written[1]
+    write(said, [*rows_of(said), {**rows_of(said)[0], "id": "another", "text": "text"}])
+    assert "u0" in refused("reward", path, "--reward", "asr_wer", "--hypotheses", said)
+
+
 def test_the_page_shows_mistakes_without_a_player(tmp_path):
     path = write(tmp_path / "m.jsonl", [{"id": "a", "text": "one two", "hypothesis": "one <b>three</b>"}])
     summary, _ = score(path, ["asr_wer"])
@@ -393,16 +399,13 @@ def test_the_page_shows_mistakes_without_a_player(tmp_path):
     assert '<del title="said">two</del>' in page and "<audio" not in page and "<b>three" not in page
 
 
-def test_texts_may_hold_other_ends_of_lines(tmp_path):
-    said = write(tmp_path / "said.jsonl", [{"id": "a", "text": "one\u2028two"}, {"id": "b", "text": None}])
-    assert read_texts(said) == {"a": "one\u2028two"}
-
-
 def test_ids_of_before_that_two_rows_share_say_nothing(tmp_path):
     rows = [{"id": f"{k}_x", "original_id": "x", "text": "one"} for k in "ab"]
     path = write(tmp_path / "m.jsonl", [*rows, {"id": "y", "text": "one"}])
-    said = write(tmp_path / "said.jsonl", [{"id": "x", "text": "one"}, {"id": "y", "text": "one"}])
-    assert [i.hypothesis for i in collect(path, hypotheses=str(said), texts_only=True)] == [None, None, "one"]
+    texts = {"x": "one", "y": "one\u2028two", "z": None}  # an end of a line that is none; no text
+    said = write(tmp_path / "said.jsonl", [{"id": k, "text": t} for k, t in texts.items()])
+    assert read_texts(said) == {"x": "one", "y": texts["y"]}
+    assert [i.hypothesis for i in collect(path, hypotheses=str(said), texts_only=True)] == [None, None, texts["y"]]
 
 
 def test_mistakes_in_texts_are_refused(tmp_path):

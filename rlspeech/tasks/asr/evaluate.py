@@ -1,4 +1,4 @@
-"""How ``asr`` is evaluated, and a recogniser at work for ``eval`` and ``transcribe``: recordings of any length in, raw decodes out.
+"""How ``asr`` is evaluated: recordings of any length in, raw decodes out.
 
 The raw decodes go to ``hypotheses/NAME.jsonl`` as they come, and a recording that has its row is not recognised again; everything else
 is counted from them every time, so another normaliser or another baseline needs no recogniser. A recording that one system failed on is
@@ -7,36 +7,26 @@ left out for all of them.
 
 from __future__ import annotations
 
-import math
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rlspeech.config import Evaluate
-from rlspeech.config_parts import Sampling
-from rlspeech.data import long as pieces
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.batches import columns_of
 from rlspeech.data.inputs import texts_of
-from rlspeech.data.text import written_in_characters
 from rlspeech.files import JsonlWriter, dumps, read_jsonl, write_text
-from rlspeech.parallel import one_by_one
 from rlspeech.rewards import base
 from rlspeech.rewards.rates import RATES, counts_of
+from rlspeech.rewards.recognisers import Recogniser
 from rlspeech.rewards.rules import TextRules
 from rlspeech.scores import Row, ScoreTable, write_json
 from rlspeech.tasks.evaluation import Answers, Evaluation, System, reason_of
 from rlspeech.types import Sample, Score, UserError, Utterance
 
-if TYPE_CHECKING:
-    from rlspeech.models.audio_lm.model import AudioLM
-
-SHORTEST_S = 0.1  # shorter input is padded with silence: a front end needs a few frames
-FEWEST_TOKENS = 16
 NO_SOUND = np.zeros(0, dtype=np.float32)  # rules look at texts alone
 
 
@@ -86,9 +76,7 @@ class Recognition(Evaluation):
 
     def remarks(self, table: ScoreTable, systems: Sequence[str], keys: Sequence[str]) -> list[str]:
         cut = {s: sum(self.transcripts[s].get(k, {}).get("truncated", 0) > 0 for k in keys) for s in systems}
-        return [
-            f"{s}: {n} outputs ran into the limit of tokens and are scored as they are" for s, n in cut.items() if n
-        ]
+        return [f"{s}: {n} outputs ran into the limit of tokens, and are scored so" for s, n in cut.items() if n]
 
 
 class _Transcripts(Answers):
@@ -157,82 +145,10 @@ class _Transcripts(Answers):
             model, facts = self.evaluation.load(checkpoint)
             self.recogniser = Recogniser(model, sampling=config.sampling, beams=config.beams, batch=config.batch)
             meta = {"model": checkpoint, "facts": facts, "normaliser": "none: raw decodes", "beams": config.beams}
-            write_json(
-                self.path.with_suffix(".meta.json"), {**meta, "sampling": config.sampling.model_dump(mode="json")}
-            )
+            meta |= {"sampling": config.sampling.model_dump(mode="json")}
+            write_json(self.path.with_suffix(".meta.json"), meta)
         return self.recogniser
 
 
 def _sample(utt: Utterance, hypothesis: str) -> Sample:
     return Sample(utt.id, NO_SOUND, 16000, None, utt.text, columns_of(utt), hypothesis)
-
-
-@dataclass(frozen=True, slots=True)
-class Transcript:
-    """One recording's raw decode, and how many of its pieces ran into the limit of tokens."""
-
-    text: str
-    pieces: int = 1
-    truncated: int = 0
-
-
-class Recogniser:
-    """Greedy or beam decoding with an audio language model.
-
-    Args:
-        model: as ``load_audio_lm`` gives it.
-        sampling: language, prompt and length; temperature and truncation are not used.
-        beams: of the search; 1 is greedy.
-        batch: pieces at once.
-    """
-
-    def __init__(self, model: AudioLM, *, sampling: Sampling, beams: int = 1, batch: int = 8) -> None:
-        self.model, self.sampling, self.beams, self.batch = model, sampling, beams, batch
-        self.sample_rate, self.max_s = int(model.sample_rate), float(model.max_s)
-
-    def whole(self, wavs: Sequence[np.ndarray]) -> list[Transcript | Exception]:
-        """Recordings (T_i,) float32 at ``sample_rate``; those longer than the model's limit are cut at pauses and joined."""
-        cuts = [pieces.cut(w, self.sample_rate, self.max_s) for w in wavs]
-        parts = self.short([w[a:b] for w, cut in zip(wavs, cuts, strict=True) for a, b in cut])
-        made, at = list[Transcript | Exception](), 0
-        for cut in cuts:
-            own, at = parts[at : at + len(cut)], at + len(cut)
-            failed = next((p for p in own if isinstance(p, Exception)), None)
-            good = [p for p in own if isinstance(p, Transcript)]
-            text, truncated = join_texts([p.text for p in good]), sum(p.truncated for p in good)
-            made.append(failed or Transcript(text, len(own), truncated))
-        return made
-
-    def short(self, wavs: Sequence[np.ndarray]) -> list[Transcript | Exception]:
-        """Pieces that are no longer than the model's limit, like lengths together, in their order."""
-        order = sorted(range(len(wavs)), key=lambda i: len(wavs[i]))
-        made: dict[int, Transcript | Exception] = {}
-        for at in range(0, len(order), self.batch):
-            part = order[at : at + self.batch]
-            made.update(zip(part, one_by_one(self._decode, [wavs[i] for i in part], raised=()), strict=True))
-        return [made[i] for i in range(len(wavs))]
-
-    def _decode(self, wavs: Sequence[np.ndarray]) -> list[Transcript]:
-        import torch
-
-        how, shortest = self.sampling, int(SHORTEST_S * self.sample_rate)
-        padded = [np.pad(w, (0, max(0, shortest - len(w)))) for w in wavs]
-        seconds = max(len(w) for w in padded) / self.sample_rate
-        tokens = how.max_new_tokens or max(FEWEST_TOKENS, math.ceil(how.tokens_per_s * seconds))
-        given: dict[str, Any] = {k: v for k, v in (("language", how.language), ("prompt", how.prompt)) if v is not None}
-        with torch.no_grad():
-            encoded = self.model.encode(padded, **given)
-            generated = self.model.generate(encoded, max_new_tokens=tokens, beams=self.beams)
-            texts = self.model.text(generated.ids, generated.mask)
-        return [Transcript(t, 1, int(not f)) for t, f in zip(texts, generated.finished.tolist(), strict=True)]
-
-
-def join_texts(texts: Sequence[str]) -> str:
-    """Texts of neighbouring pieces as one: with a space between them where their writing has spaces. A single one comes back as it is."""
-    if len(texts) <= 1:
-        return "".join(texts)
-    joined = ""
-    for text in (t.strip() for t in texts):
-        spaced = not (joined and text and written_in_characters(joined[-1]) and written_in_characters(text[0]))
-        joined += (" " if joined and text and spaced else "") + text
-    return joined
