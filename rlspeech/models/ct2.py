@@ -2,9 +2,8 @@
 
 ``model.bin`` is little endian: u32 version, the spec's name, u32 revision, u32 count; of each variable its name, u8 rank, u32 dimensions,
 u8 type, u32 bytes, data; then u32 count of aliases, two names each. A name is a u16 length with its final 0, and its bytes. Query, key and
-value stand one under the other in one matrix. Integers were made by a ``_scale``: one a row (int8), or one of all (int16).
-
-What a header claims is checked against what lies behind it, and every shape against transformers' own model, before anything is written.
+value stand one under the other in one matrix. Integers were made by a ``_scale``: one a row (int8), or one of all (int16). What a header
+claims is checked against what lies behind it, and every shape against transformers' own model, before anything is written.
 """
 
 from __future__ import annotations

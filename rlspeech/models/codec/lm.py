@@ -167,9 +167,8 @@ class CodecLM(LanguageModel):
         super().__init__()
         self.net, self.tokenizer, self.layout, self.cfg = net, tokenizer, layout, cfg
         self.model_type = str(net.config.model_type)
-        self.sample_rate, self.max_s = layout.sample_rate, layout.max_s
+        self.sample_rate, self.max_s, self._warned = layout.sample_rate, layout.max_s, False
         self.positions = int(getattr(net.config, "max_position_embeddings", None) or sys.maxsize)
-        self._warned = False
         # in the slice's count the stop is one behind the codes, and fills up too
         self.size = self.stop = self.pad = layout.size
         self.stops = [self.stop]

@@ -100,8 +100,7 @@ class Tts(Task):
         return SoftTokenReward(cfg.reward, cfg.content_weight, cfg.attribute_weights, device, cfg.reduction == "sum")
 
     def __init__(self) -> None:
-        self._crowded = False
-        self._codes: dict[tuple[str, str], np.ndarray] = {}
+        self._crowded, self._codes = False, dict[tuple[str, str], np.ndarray]()
         self._voices: dict[tuple[str, int], np.ndarray] = {}
         self._speakers: dict[str, list[Utterance]] = {}
         self._prompts: dict[tuple[str, float], list[Utterance]] = {}
