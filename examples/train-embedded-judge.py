@@ -180,7 +180,7 @@ def outputs(args: argparse.Namespace) -> None:
                 "target_filepath": files[1],
                 "duration": len(wav) / RATE,
                 "sample_rate": RATE,
-                **row_of(Degraded(wav, severity, rms_dbfs(wav), {}), stars),
+                **row_of(Degraded(wav, severity, rms_dbfs(wav)), stars),
             }
             manifest.write(json.dumps(row) + "\n")
             manifest.flush()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -85,10 +86,7 @@ class Sets:
 
 def counted(dropped: Iterable[dict[str, Any]], split: str | None = None) -> dict[str, int]:
     """Reason -> how many rows (of a split) were dropped for it, most frequent first; a row without a split counts for each."""
-    counts: dict[str, int] = {}
-    for row in dropped:
-        if split is None or row.get("split", split) == split:
-            counts[row["reason"]] = counts.get(row["reason"], 0) + 1
+    counts = Counter(row["reason"] for row in dropped if split is None or row.get("split", split) == split)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 

@@ -154,16 +154,12 @@ def cache_folder() -> Path:
                 return Path(place).absolute()
         except OSError:
             continue
-    return _temporary()
+    return Path(_temporary().name)
 
 
 @lru_cache(maxsize=1)
-def _temporary() -> Path:
-    import atexit
-
-    folder = tempfile.mkdtemp(prefix="rlspeech-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="rlspeech-", ignore_cleanup_errors=True)  # removed when Python ends
 
 
 def _rendered(part: str, out: str | Path | None, faces: bool) -> Path:

@@ -104,9 +104,8 @@ class Pairs(Layout):
                 yield from rows
                 return
         why = "files are matched by name without suffix, or by the number after fileid_"
-        raise UserError(
-            f"nothing in {self.noisy} matches {self.clean[0]}", why, "give both files of a pair the same name"
-        )
+        try_this = "give both files of a pair the same name"
+        raise UserError(f"nothing in {self.noisy} matches {self.clean[0]}", why, try_this)
 
 
 def find(source: str | Path, split: str = "manifest", skip: Path | None = None) -> Iterator[Candidate]:

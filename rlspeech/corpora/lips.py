@@ -230,7 +230,7 @@ def crop_clip(
         out: the ``.npz``.
         crop: ``mouth96`` (tracked), ``centre112`` (no detector: the central half of the shorter side) or ``whole96`` (videos that are
             mouth crops already).
-        detect: finds faces in a frame; needed for ``mouth96``.
+        detect: finds faces in a frame for ``mouth96``; None: the embedded detector.
 
     Returns:
         ``frames``, ``face_rate`` (None where no face was searched for, 0 where there is none: the centre is cut), ``others`` (further
@@ -241,9 +241,7 @@ def crop_clip(
     """
     stream, searched = Stream(video), crop == "mouth96"
     if searched:
-        if detect is None:
-            raise ValueError("mouth96 needs a detector")
-        found, length = search(islice(stream.frames(), MAX_FRAMES + 1), detect)
+        found, length = search(islice(stream.frames(), MAX_FRAMES + 1), detect or _detector(None))
         if length > MAX_FRAMES:
             raise LipsError(f"longer than {MAX_FRAMES / LIPS_FPS / 60:g} min")
         track = follow(found, length)
@@ -328,12 +326,7 @@ def _even(length: int, count: int) -> list[int]:
 
 
 def _tile(frame: np.ndarray) -> np.ndarray:
-    import cv2
-
-    if frame.shape != (TILE, TILE):
-        frame = cv2.resize(frame, (TILE, TILE), interpolation=cv2.INTER_AREA)
-    tile = frame.copy()
-    middle, mark = TILE // 2, 5
+    tile, middle, mark = centre_square(frame, TILE, 1.0), TILE // 2, 5
     for edge in (np.s_[middle, :mark], np.s_[middle, -mark:], np.s_[:mark, middle], np.s_[-mark:, middle]):
         tile[edge] = 255
     return np.pad(tile, ((0, GAP), (0, GAP)), constant_values=255)

@@ -33,6 +33,7 @@ from rlspeech.types import Utterance
 MOUTHS = "draw a mouth that follows the speech: synthetic video"
 Rows = Sequence[Utterance]
 RATE_HZ = 16000  # of what is rendered
+NAME = "mix_{:06d}"  # of a mixture
 MIN_S = 1.0  # shorter utterances make no ladder
 
 
@@ -168,7 +169,7 @@ def render(recipe: Path, out: Path, count: int, seed: int, clip_s: float, worker
                     raise write_error(out, result, f"{len(rows)} of {count} mixtures were kept") from result
                 if isinstance(result, Exception):
                     detail = str(result) or type(result).__name__
-                    failed.append(dropped_row("manifest", _name(number), recipe, "cannot be mixed", detail))
+                    failed.append(dropped_row("manifest", NAME.format(number), recipe, "cannot be mixed", detail))
                     continue
                 rows[number] = result
                 journal.write({"key": f"{stamp}:{number}"} | to_row(result, out))
@@ -176,10 +177,6 @@ def render(recipe: Path, out: Path, count: int, seed: int, clip_s: float, worker
             log.say(f"stopped: {len(rows)} of {count} mixtures are written; the same command goes on from there")
             raise
     return [rows[n] for n in sorted(rows)], failed
-
-
-def _name(number: int) -> str:
-    return f"mix_{number:06d}"
 
 
 def _fingerprint(recipe: Path, seed: int, clip_s: float) -> str:
@@ -196,7 +193,7 @@ def _mixtures(recipe: str, seed: int) -> MixtureSet:
 
 
 def _render_number(number: int, recipe: str, out: Path, seed: int, clip_s: float) -> Utterance:
-    return render_one(_mixtures(recipe, seed), number, out, _name(number), clip_s)
+    return render_one(_mixtures(recipe, seed), number, out, NAME.format(number), clip_s)
 
 
 # ------------------------------------------------------------------------------------------------------------- ladders
@@ -253,23 +250,19 @@ def _rungs(utt: Utterance, noise: Rows, out: Path, clip_s: float, seed: int) -> 
     source = noise[int(rng.integers(len(noise)))]
     sound = load_audio(source.audio_filepath, RATE_HZ, source.offset, source.duration)
     rungs = ladders(wav, sound, RATE_HZ, rng)
-    digests = {(r.ladder, r.rung): _digest(r.wav) for r in rungs}
-    files: dict[str, Path] = {}
+    sounds = {(r.ladder, r.rung): r.wav.tobytes() for r in rungs}
+    files: dict[bytes, Path] = {}
     rows = []
     for rung in rungs:
-        digest, best = digests[rung.ladder, rung.rung], digests[rung.ladder, 0]
+        own, best = sounds[rung.ladder, rung.rung], sounds[rung.ladder, 0]
         name = safe_name(f"{utt.id}_{rung.ladder}_{rung.rung}")
-        if digest not in files:
-            files[digest] = out / "audio" / f"{name}.flac"
-            save_audio(files[digest], rung.wav, RATE_HZ)
-        row = Utterance(name, str(files[digest]), len(rung.wav) / RATE_HZ, RATE_HZ)
+        if own not in files:
+            files[own] = out / "audio" / f"{name}.flac"
+            save_audio(files[own], rung.wav, RATE_HZ)
+        row = Utterance(name, str(files[own]), len(rung.wav) / RATE_HZ, RATE_HZ)
         row.text, row.target_filepath = utt.text if whole else None, str(files[best])
         row.speaker_id, row.language = utt.speaker_id, utt.language
         row.snr_db = None if rung.snr_db is None else round(float(rung.snr_db), 3)
         row.extra = {"ladder": rung.ladder, "rung": rung.rung, "clean_id": utt.id, "noise_id": source.id}
         rows.append(row)
     return rows
-
-
-def _digest(wav: np.ndarray) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(wav).data, digest_size=16).hexdigest()

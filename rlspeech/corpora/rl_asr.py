@@ -39,6 +39,7 @@ from rlspeech.files import JsonlWriter, numbered_rows, read_text, safe_name, wri
 from rlspeech.models.hub import embedded_path
 from rlspeech.parallel import one_by_one
 from rlspeech.rewards.recognisers import Transcribe, load_recogniser
+from rlspeech.rewards.rules import keywords_of
 from rlspeech.types import UserError, Utterance
 
 RATE_HZ = 16000
@@ -195,7 +196,7 @@ def build(
             table.setdefault(phrase[0], []).append((phrase, name))
     rows = []
     for utt in known:
-        hits = [] if keywords else _own_keywords(utt)
+        hits = [] if keywords else keywords_of(utt.extra)
         hits = hits or find_keywords(texts[utt.id], table)
         columns: dict[str, Any] = {"_words": len(texts[utt.id]), "_hits": len(hits)}
         if hits:
@@ -206,13 +207,6 @@ def build(
         condition = utt.extra.get("condition") or ("noisy" if utt.snr_db is not None else "clean")
         rows.append(_with(utt, condition=condition, **columns))
     return _chosen(rows, rules, out, len(listed))
-
-
-def _own_keywords(utt: Utterance) -> list[str]:
-    """The keywords of a row's column, a list or text with commas."""
-    given = utt.extra.get("keywords") or []
-    words = given.split(",") if isinstance(given, str) else map(str, given)
-    return [word.strip() for word in words if word.strip()]
 
 
 def _chosen(rows: list[Utterance], rules: Rules, out: Path, keywords: int) -> Built:

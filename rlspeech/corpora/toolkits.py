@@ -210,10 +210,9 @@ class Lhotse(Layout):
         whole = {split: pair for split, pair in pairs.items() if len(pair) == 2}
         if not cuts and not whole:
             none = "no .jsonl or .jsonl.gz file" if source.exists() else "it does not exist"
+            why = ", ".join(p.name for p in files[:6]) or none
             try_this = "cuts.jsonl.gz, or recordings.jsonl.gz with supervisions.jsonl.gz"
-            raise UserError(
-                f"no lhotse manifests in {self.root}", ", ".join(p.name for p in files[:6]) or none, try_this
-            )
+            raise UserError(f"no lhotse manifests in {self.root}", why, try_this)
         for split, path in cuts:
             for number, row in _lhotse_rows(path):
                 yield _guarded(split, path, number, row, _cut)

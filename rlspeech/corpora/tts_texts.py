@@ -80,11 +80,8 @@ class PrepareTts(Source):
                 why = "a list has utt|prompt_text|prompt_wav|text"
                 raise UserError(f"{root} has texts and no voices", why, "--prompts MANIFEST")
             low, high = self.prompt_s
-            given = [
-                u
-                for u in read_manifest(find_manifest(self.prompts, recipe=False))
-                if not (u.offset or u.extra.get("segment"))
-            ]
+            voices = read_manifest(find_manifest(self.prompts, recipe=False))
+            given = [u for u in voices if not (u.offset or u.extra.get("segment"))]
             speakers = [u for u in given if low <= u.duration <= high]
             if not speakers:
                 why = f"none of {len(given)} recordings lasts {low:g} to {high:g} s"

@@ -150,16 +150,14 @@ def _clipped(block: np.ndarray) -> np.ndarray:
     """Which samples of (T, C) are clipped: at full scale, or on a plateau at the block's own peak."""
     size = np.abs(block)
     peak = float(size.max(initial=0.0))
-    at_full_scale: np.ndarray = size >= FULL_SCALE
+    clipped: np.ndarray = size >= FULL_SCALE
     if peak < 0.05 or len(block) < FLAT_RUN:
-        return at_full_scale
+        return clipped
     flat = (size[1:] >= 0.9999 * peak) & (block[1:] == block[:-1])
     run = flat[1:] & flat[:-1]  # run[i]: samples i, i + 1, i + 2 are equal
-    plateau: np.ndarray = np.zeros_like(at_full_scale)
     for shift in range(FLAT_RUN):
-        plateau[shift : len(run) + shift] |= run
-    plateau |= at_full_scale
-    return plateau
+        clipped[shift : len(run) + shift] |= run
+    return clipped
 
 
 def _spectrum(mono: np.ndarray, width: int) -> tuple[np.ndarray, int]:

@@ -251,9 +251,8 @@ def packets(container: Any, stream: Any, note: Callable[[str], None]) -> Iterato
 
 def first_line(error: BaseException) -> str:
     """The message without the path, which the row names anyway: equal reasons are counted."""
-    line = re.sub(
-        r"Error opening ('.*?'|\".*?\"|b'.*?'|<.*?>): |\[Errno -?\d+\] |: '.*", "", (str(error).splitlines() or [""])[0]
-    )
+    line = (str(error).splitlines() or [""])[0]
+    line = re.sub(r"Error opening ('.*?'|\".*?\"|b'.*?'|<.*?>): |\[Errno -?\d+\] |: '.*", "", line)
     return line.strip()[:100] or type(error).__name__
 
 
@@ -325,14 +324,11 @@ def read_audio(
         if ended and (remark := file.remark()):
             remember(path, remark)
         elif ended and duration_s and (there := wav.shape[1] / rate) < duration_s - TOLERANCE_S:
-            remember(
-                path,
-                f"it ends before the manifest says so: {there:.2f} s from {offset_s:.2f} s on, not {duration_s:.2f}",
-            )
+            span = f"{there:.2f} s from {offset_s:.2f} s on, not {duration_s:.2f}"
+            remember(path, f"it ends before the manifest says so: {span}")
         if power and float(np.square(wav).sum()) < CANCELLED * power:
-            remember(
-                path, "its channels cancel each other out (opposite phase): keep one of them, e.g. sox IN OUT remix 1"
-            )
+            hint = "keep one of them, e.g. sox IN OUT remix 1"
+            remember(path, f"its channels cancel each other out (opposite phase): {hint}")
     if wav.shape[1] == 0:
         raise AudioError("no samples")
     if not np.isfinite(wav).all():

@@ -66,12 +66,11 @@ class Sources(NamedTuple):
 
 
 class Degraded(NamedTuple):
-    """A degraded recording (T,), the severity 0..1 of each of ``TRAITS``, its level in dBFS, and what was done in physical units."""
+    """A degraded recording (T,), the severity 0..1 of each of ``TRAITS``, and its level in dBFS."""
 
     wav: np.ndarray
     severity: dict[str, float]
     level_dbfs: float
-    facts: Facts
 
 
 class Rung(NamedTuple):
@@ -214,38 +213,38 @@ def degrade(clean: np.ndarray, sources: Sources, sample_rate: int, rng: Generato
     """
     if rms_dbfs(clean) < SILENT_DBFS:
         raise AudioError("silent speech")
-    severity, facts, wav = dict.fromkeys(TRAITS, 0.0), Facts(), clean
+    severity, wav = dict.fromkeys(TRAITS, 0.0), clean
     odds = {"noise": 0.55, "artefacts": 0.25, "reverb": 0.2, "distortion": 0.13, "muffling": 0.15}
     odds |= {"dropouts": 0.12, "talker": 0.13}
     wanted = {k for k, p in odds.items() if rng.random() < p} if rng.random() > 0.05 else set[str]()
     if "reverb" in wanted:
-        wav = _room(wav, sources, sample_rate, rng, severity, facts)
+        wav = _room(wav, sources, sample_rate, rng, severity)
     if "talker" in wanted and sources.talkers:
         other = crop(_pick(sources.talkers, rng), len(wav), rng, loop=True)
-        wav = _plus(wav, other, float(rng.uniform(-5, 25)), "talker", severity, facts)
+        wav = _plus(wav, other, float(rng.uniform(-5, 25)), "talker", severity)
     if "artefacts" in wanted:
         noise, snr, strength = _noise(len(wav), sources, rng), float(rng.uniform(-5, 20)), float(rng.uniform(0.0, 1.0))
         noise = to_level(noise, rms_dbfs(wav) - snr)
-        wav, facts["artefacts"] = suppress(wav, noise, strength, rng, floor=float(10 ** rng.uniform(-2.5, -0.7)))
-        severity["artefacts"] = fall(facts["artefacts"]["sdr_db"], 22.0, 0.0)
-        severity["noise"] = noise_severity(facts["artefacts"]["snr_db"])
+        wav, facts = suppress(wav, noise, strength, rng, floor=float(10 ** rng.uniform(-2.5, -0.7)))
+        severity["artefacts"] = fall(facts["sdr_db"], 22.0, 0.0)
+        severity["noise"] = noise_severity(facts["snr_db"])
     elif "noise" in wanted:
-        wav = _plus(wav, _noise(len(wav), sources, rng), float(rng.uniform(-6, 30)), "noise", severity, facts)
+        wav = _plus(wav, _noise(len(wav), sources, rng), float(rng.uniform(-6, 30)), "noise", severity)
     if "distortion" in wanted:
         if rng.random() < 0.2:
-            wav, facts["distortion"] = quantise(wav, int(rng.integers(3, 9)))
+            wav, facts = quantise(wav, int(rng.integers(3, 9)))
         else:
-            wav, facts["distortion"] = clip_peaks(wav, float(rng.uniform(-12, 10)), soft=bool(rng.random() < 0.4))
-        severity["distortion"] = fall(facts["distortion"]["sdr_db"], 25.0, 3.0)
+            wav, facts = clip_peaks(wav, float(rng.uniform(-12, 10)), soft=bool(rng.random() < 0.4))
+        severity["distortion"] = fall(facts["sdr_db"], 25.0, 3.0)
     if "muffling" in wanted:
-        wav, facts["muffling"] = low_pass(wav, float(6500 * 2 ** -rng.uniform(0, 3.4)), sample_rate)
-        severity["muffling"] = fall(np.log2(facts["muffling"]["cutoff_hz"]), np.log2(6500.0), np.log2(700.0))
+        wav, facts = low_pass(wav, float(6500 * 2 ** -rng.uniform(0, 3.4)), sample_rate)
+        severity["muffling"] = fall(np.log2(facts["cutoff_hz"]), np.log2(6500.0), np.log2(700.0))
     if "dropouts" in wanted:
         share, gap_ms = float(rng.uniform(0.01, 0.45)), float(rng.choice([20, 40, 80, 160]))
-        wav, facts["dropouts"] = drop_out(wav, share, gap_ms, sample_rate, rng)
-        severity["dropouts"] = fall(facts["dropouts"]["energy_lost"] ** 0.5, 0.03, 0.65)
+        wav, facts = drop_out(wav, share, gap_ms, sample_rate, rng)
+        severity["dropouts"] = fall(facts["energy_lost"] ** 0.5, 0.03, 0.65)
     wav = _at_level(wav, float(rng.uniform(-42, -14)))
-    return Degraded(wav, severity, rms_dbfs(wav), facts)
+    return Degraded(wav, severity, rms_dbfs(wav))
 
 
 def _at_level(wav: np.ndarray, dbfs: float) -> np.ndarray:
@@ -254,11 +253,9 @@ def _at_level(wav: np.ndarray, dbfs: float) -> np.ndarray:
     return (wav * min(1.0, 0.99 / max(float(np.abs(wav).max()), 1e-9))).astype(np.float32)
 
 
-def _plus(
-    wav: np.ndarray, other: np.ndarray, snr_db: float, trait: str, severity: dict[str, float], facts: Facts
-) -> np.ndarray:
+def _plus(wav: np.ndarray, other: np.ndarray, snr_db: float, trait: str, severity: dict[str, float]) -> np.ndarray:
     try:
-        wav, facts[trait] = add_noise(wav, other, snr_db)
+        wav = add_noise(wav, other, snr_db)[0]
     except AudioError:  # a silent stretch of a recording adds nothing
         return wav
     severity[trait] = noise_severity(snr_db)
@@ -266,14 +263,14 @@ def _plus(
 
 
 def _room(
-    wav: np.ndarray, sources: Sources, sample_rate: int, rng: Generator, severity: dict[str, float], facts: Facts
+    wav: np.ndarray, sources: Sources, sample_rate: int, rng: Generator, severity: dict[str, float]
 ) -> np.ndarray:
     if sources.rirs and rng.random() < 0.3:
         rir = _pick(sources.rirs, rng)
     else:
         rir = synthetic_rir(sample_rate, float(10 ** rng.uniform(-0.8, 0.4)), float(rng.uniform(-12, 12)), rng)
-    wav, facts["reverb"] = add_room(wav, rir, sample_rate)
-    severity["reverb"] = fall(facts["reverb"]["c50_db"], 22.0, -5.0)
+    wav, facts = add_room(wav, rir, sample_rate)
+    severity["reverb"] = fall(facts["c50_db"], 22.0, -5.0)
     return wav
 
 

@@ -120,9 +120,8 @@ def _kaldi(utts: Sequence[Utterance], out: Path) -> Written:
     if texts:
         files["text"] = {e.key: " ".join((e.utt.text or "").split()) for e in entries}
     if pieces:
-        files["segments"] = {
-            e.key: f"{e.recording} {_seconds(e.utt.offset)} {_seconds(e.utt.offset + e.utt.duration)}" for e in entries
-        }
+        spans = [(_seconds(e.utt.offset), _seconds(e.utt.offset + e.utt.duration)) for e in entries]
+        files["segments"] = {e.key: f"{e.recording} {a} {b}" for e, (a, b) in zip(entries, spans, strict=True)}
     if entries and all(e.utt.language for e in entries):
         files["utt2lang"] = {e.key: "_".join((e.utt.language or "").split()) for e in entries}
     speakers: dict[str, list[str]] = {}

@@ -114,9 +114,8 @@ def apply(
     for i, cut in enumerate(cuts):
         got = [done.pop((i, c)) for c in range(len(cut))]
         failed = next((g for g in got if isinstance(g, Exception)), None)
-        results.append(
-            failed if failed is not None else join([g for g in got if isinstance(g, np.ndarray)], cut, lengths[i])
-        )
+        whole = [g for g in got if isinstance(g, np.ndarray)]
+        results.append(join(whole, cut, lengths[i]) if failed is None else failed)
     return results
 
 

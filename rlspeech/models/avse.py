@@ -37,11 +37,9 @@ class Residual2d(nn.Module):
         self.norm1 = nn.BatchNorm2d(out)
         self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(out)
-        self.skip = (
-            nn.Identity()
-            if stride == 1 and width == out
-            else nn.Sequential(nn.Conv2d(width, out, 1, stride, bias=False), nn.BatchNorm2d(out))
-        )
+        self.skip: nn.Module = nn.Identity()
+        if stride != 1 or width != out:
+            self.skip = nn.Sequential(nn.Conv2d(width, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: Tensor) -> Tensor:
         """One block."""
@@ -201,9 +199,8 @@ class DilatedBlock(nn.Module):
         super().__init__()
         self.inp = nn.Conv1d(width, hidden, 1, bias=False)
         self.act1, self.norm1 = nn.PReLU(), GlobalNorm(hidden)
-        self.depth = nn.Conv1d(
-            hidden, hidden, kernel, dilation=dilation, padding=dilation * (kernel - 1) // 2, groups=hidden, bias=False
-        )
+        wide: dict[str, Any] = {"dilation": dilation, "padding": dilation * (kernel - 1) // 2}
+        self.depth = nn.Conv1d(hidden, hidden, kernel, **wide, groups=hidden, bias=False)
         self.act2, self.norm2 = nn.PReLU(), GlobalNorm(hidden)
         self.out = nn.Conv1d(hidden, width, 1, bias=False)
 
@@ -324,8 +321,7 @@ class AvseEnhancer(nn.Module):
         held = torch.minimum(at.clamp_min(0), last)
         low = held.floor().long()
         part = (held - low).to(visual.dtype)[:, None]
-        first, second = (
-            visual.gather(2, i[:, None].expand(*visual.shape[:2], -1)) for i in (low, torch.minimum(low + 1, last))
-        )
+        index = (i[:, None].expand(*visual.shape[:2], -1) for i in (low, torch.minimum(low + 1, last)))
+        first, second = (visual.gather(2, i) for i in index)
         made = first * (1 - part) + second * part
         return made * (at < last + 0.5).to(visual.dtype)[:, None] if published else made

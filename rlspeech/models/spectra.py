@@ -143,13 +143,10 @@ class MelFrontEnd(nn.Module):
             raise UserError("the mel front end needs a vocoder", "model.vocoder is not set", try_this)
         from transformers import SpeechT5HifiGan
 
-        from rlspeech.models.folder import pretrained
+        from rlspeech.models.folder import loading, pretrained
 
-        try:
+        with loading(f"the vocoder {self.vocoder_name}", "a folder with config.json and weights"):
             vocoder = pretrained(SpeechT5HifiGan, self.vocoder_name)
-        except (OSError, ValueError) as error:
-            what, why = f"cannot load the vocoder {self.vocoder_name}", str(error).splitlines()[0]
-            raise UserError(what, why, "a folder with config.json and weights") from error
         mels, hop = vocoder.config.model_in_dim, math.prod(vocoder.config.upsample_rates)
         if mels != self.width or hop != self.hop:
             why = f"it wants {mels} mels at hop {hop}, the model has {self.width} at {self.hop}"

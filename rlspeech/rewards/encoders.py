@@ -297,9 +297,8 @@ def weights_in(package: str, file: str) -> Path:
     if not (folder / file).is_file():
         what, why = f"the package {package} in {folder.parent} has no {file}", "another package may have the same name"
         why += ": torch.hub's SpeechMOS brings one to where it is cached" if package == "speechmos" else ""
-        raise UserError(
-            what, why, f"take {folder.parent} out of PYTHONPATH, or pip install --force-reinstall {package}"
-        )
+        hint = f"take {folder.parent} out of PYTHONPATH, or pip install --force-reinstall {package}"
+        raise UserError(what, why, hint)
     return folder / file
 
 

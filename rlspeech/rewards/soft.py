@@ -38,10 +38,8 @@ from rlspeech.types import Relaxed, Sample, Score, UserError
 TEXT = "basic-1"  # as the network's training texts are written
 BATCH = 64
 COLUMN = {"sex": "sex", "speaker": "speaker_id"}  # attribute -> the manifest's column that names its value
-MOS = {
-    "dnsmos": "dnsmos_ovrl",
-    "distillmos": "distillmos",
-}  # what of enhanced speech is differentiable -> the column that scores it
+# what of enhanced speech is differentiable -> the column that scores it
+MOS = {"dnsmos": "dnsmos_ovrl", "distillmos": "distillmos"}
 LEVEL_DBFS = -25.0
 SHORTEST = RATE_HZ // 5  # samples that the nets need
 NOISE_DB = (25.0, 40.0)  # of a copy's noise below its speech

@@ -57,9 +57,8 @@ class Evaluation:
         self._loaded: tuple[str, Any, dict[str, Any]] | None = None
         for name in (*config.models, *config.systems):
             if name in config.models and name in config.systems:
-                raise UserError(
-                    f"two systems are called {name!r}", "--model and --system", "another name for one of them"
-                )
+                hint = "another name for one of them"
+                raise UserError(f"two systems are called {name!r}", "--model and --system", hint)
             if name in self.reserved or safe_name(name) != name:
                 taken = f"; {', '.join(self.reserved)} are taken" if self.reserved else ""
                 why = f"the name becomes a file or folder{taken}"

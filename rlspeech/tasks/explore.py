@@ -40,7 +40,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -77,27 +76,11 @@ class Site:
         return Site(self.x[rows], self.y[rows], self.x1[rows], self.t, self.dt, mask)
 
 
-class Kernel(Protocol):
-    """One stochastic step. ``eps`` and ``shift`` are (N, J): noise and movement of the mean in every dimension of the action."""
-
-    def active(self, site: Site) -> Tensor:
-        """(n, J) float, 1 on dimensions of the action that exist (not padding, not empty)."""
-
-    def act(self, site: Site, eps: Tensor, states: Tensor, old: Site | None = None) -> Tensor:
-        """The next state (N, L, D) for noise (N, J); row i starts from state ``states[i]``.
-
-        ``old``: where the noise was drawn, if ``site`` is what other weights make of it; gains stay in the fields of their draw.
-        """
-
-    def shift(self, site: Site, x1: Tensor) -> Tensor:
-        """How far (n, J) the mean lies from where it was when ``x1`` (n, L, D) replaces the prediction, in standard deviations."""
-
-    def scale(self, site: Site) -> float:
-        """Standard deviation of the noise."""
-
-
 class BinNoise:
-    """sde, cps and dance: independent noise in every bin."""
+    """sde, cps and dance: independent noise in every bin.
+
+    As in every kernel ``eps`` and ``shift`` are (N, J): noise and movement of the mean in every dimension of the action.
+    """
 
     def __init__(self, model: FlowEnhancer, cfg: Exploration) -> None:
         self.model, self.kind, self.noise = model, cfg.kind, cfg.noise
@@ -114,10 +97,15 @@ class BinNoise:
         return after * (1 - math.cos(a * math.pi / 2)) / dt, spread * after * math.sin(a * math.pi / 2)
 
     def active(self, site: Site) -> Tensor:
+        """(n, J) float, 1 on dimensions of the action that exist (not padding, not empty)."""
         real = site.x.new_ones(site.x.shape[:2]) if site.mask is None else site.mask.float()
         return real[..., None].expand_as(site.x).flatten(1)
 
     def act(self, site: Site, eps: Tensor, states: Tensor, old: Site | None = None) -> Tensor:
+        """The next state (N, L, D) for noise (N, J); row i starts from state ``states[i]``.
+
+        ``old``: where the noise was drawn, if ``site`` is what other weights make of it; gains stay in the fields of their draw.
+        """
         centre, _ = self.model.prior_moments(site.y)
         v = (site.x1 - site.x) / (1.0 - site.t)
         pull, std = self._terms(site)
@@ -125,11 +113,13 @@ class BinNoise:
         return mean[states] + std * eps.view(len(states), *site.x.shape[1:])
 
     def shift(self, site: Site, x1: Tensor) -> Tensor:
+        """How far (n, J) the mean lies from where it was when ``x1`` (n, L, D) replaces the prediction, in standard deviations."""
         pull, std = self._terms(site)
         moved = (x1.float() - site.x1) / (1.0 - site.t)  # of the velocity
         return (moved * (site.dt * (1.0 + pull * site.t) / max(std, 1e-12))).flatten(1)
 
     def scale(self, site: Site) -> float:
+        """Standard deviation of the noise."""
         return self._terms(site)[1]
 
 
@@ -243,7 +233,7 @@ def band_matrix(bins: int, bands: int, sample_rate: int) -> Tensor:
     return torch.nn.functional.one_hot(torch.from_numpy(np.repeat(number[:-1], np.diff(edges))), bands).float()
 
 
-def build_kernel(model: FlowEnhancer, cfg: Exploration) -> Kernel:
+def build_kernel(model: FlowEnhancer, cfg: Exploration) -> BinNoise | GainNoise:
     """The kernel that the config names; ``gain`` needs the stft front end."""
     if cfg.kind == "mask":
         raise UserError("explore.kind=mask is for the task avse", "a flow has no mask", "--set explore.kind=gain")

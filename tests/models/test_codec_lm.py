@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -215,7 +216,7 @@ def test_round_trip(kind: str, tmp_path: Path) -> None:
     assert (tmp_path / "b" / "model.safetensors").stat().st_mode & 0o044
     assert (third.cfg == SMALL) == (kind == "embedded")
     assert next(load_codec_lm(str(tmp_path / "b"), dtype="bf16")[0].parameters()).dtype == torch.bfloat16
-    assert Layout.read({**json.loads(json.dumps(lm.layout.as_dict())), "colour": "blue"}) == lm.layout  # a later one's
+    assert Layout.read({**json.loads(json.dumps(asdict(lm.layout))), "colour": "blue"}) == lm.layout  # a later one's
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:

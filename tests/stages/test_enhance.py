@@ -18,6 +18,7 @@ import soundfile as sf
 from tiny_avse import RATE, checkpoint, clip, reference
 from tiny_runs import tone
 
+from rlspeech.corpora import lips
 from rlspeech.corpora.faces import Face
 from rlspeech.data.audio import load_audio, save_audio
 from rlspeech.data.video import load_lips, save_lips
@@ -225,7 +226,7 @@ def detector(monkeypatch: pytest.MonkeyPatch) -> None:
         side = (right - left) / 0.335
         return [Face((160 - side / 2, 90 - 0.395 * side, side, side), np.array([[left, 90.0], [right, 90.0]]))]
 
-    monkeypatch.setattr(enhancer, "_detector", lambda: eyes)
+    monkeypatch.setattr(lips, "_detector", lambda _: eyes)
 
 
 def test_crops_beside_the_file_or_in_a_folder(world: Path) -> None:
@@ -289,13 +290,11 @@ def test_long_files_see_in_every_chunk_what_belongs_there(world: Path) -> None:
 
 
 def test_a_video_beside_the_file_is_cut_on_the_fly(world: Path, detector: None) -> None:
-    from rlspeech.corpora.lips import crop_clip
-
     video = _talking(world / "in" / "a.mov", None)
     _talking(world / "in" / "b.MKV", None, faces=False)
     result = _avse(world)
     assert (result["enhanced"], result["without_video"]) == (3, 2)
-    assert crop_clip(video, world / "cut.npz", detect=enhancer._detector())["face_rate"] == 1.0
+    assert lips.crop_clip(video, world / "cut.npz")["face_rate"] == 1.0
     expected = _expected(world, "a", world / "cut.npz")
     _check(world, "a.wav", expected)
     assert np.abs(expected - _expected(world, "a", None)).max() > 5 * CLOSE

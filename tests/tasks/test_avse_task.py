@@ -15,13 +15,13 @@ from training import fit
 from rlspeech.config import AvseModel, Pretrain
 from rlspeech.corpora.lips import draw_mouth
 from rlspeech.data.audio import rms_dbfs, save_audio
-from rlspeech.data.batches import Clip, open_clips, whole_clips
+from rlspeech.data.batches import Clip, open_clips, whole_clips, with_video
 from rlspeech.data.manifest import write_manifest
 from rlspeech.data.video import save_lips
 from rlspeech.models.avse import AvseEnhancer, si_snr
 from rlspeech.models.hub import embedded_path, load_model
 from rlspeech.stages import pretrain
-from rlspeech.tasks.avse.enhancer import AvInference, shuffled, supervised_loss
+from rlspeech.tasks.avse.enhancer import AvInference, supervised_loss
 from rlspeech.tasks.avse.task import Avse
 from rlspeech.tasks.flowse.task import FlowSE
 from rlspeech.types import UserError, Utterance
@@ -85,12 +85,6 @@ def test_videos_are_cut_and_held_and_may_be_missing() -> None:
     assert TASK.collate(av_clips(8000, lips=False), tiny_avse()).video is None
 
 
-def test_a_neighbour_is_the_clip_before() -> None:
-    clips = av_clips(8000, 8000, 8000)
-    assert [c.key for c in shuffled(clips)] == [clips[2].key, clips[0].key, clips[1].key]
-    assert [c.key for c in shuffled(clips[:1])] == [clips[0].key]
-
-
 def test_videos_of_two_sizes_are_an_error() -> None:
     clips = av_clips(4000, 4000)
     assert clips[1].lips is not None
@@ -134,7 +128,7 @@ def test_controls_and_hidden_videos_of_the_loss() -> None:
     seen, none = _loss(_config(), model, clips), _loss(_config(), model, blind)
     assert seen != pytest.approx(none, abs=1e-4)
     assert _loss(_config(video="none"), model, clips) == pytest.approx(none, abs=1e-5)
-    swapped = [Clip(c.key, c.noisy, c.target, RATE, lips=o.lips) for c, o in zip(clips, shuffled(clips), strict=True)]
+    swapped = with_video(clips, "shuffled")
     assert _loss(_config(video="shuffled"), model, clips) == pytest.approx(_loss(_config(), model, swapped), abs=1e-5)
     for module in model.modules():  # statistics of the batch are not the question here
         module.training = not isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
@@ -247,7 +241,9 @@ def _worth_db(model: AvseEnhancer, clips: list[Clip]) -> tuple[float, float, flo
         return float(np.mean([float(si_snr(torch.from_numpy(o), torch.from_numpy(c.target))) for o, c in pairs]))
 
     given = ([c.noisy for c in clips], None)
-    return mean(given[0]), *(mean(see.infer(*given, [c.lips for c in by])) for by in (clips, shuffled(clips)))
+    return mean(given[0]), *(
+        mean(see.infer(*given, [c.lips for c in by])) for by in (clips, with_video(clips, "shuffled"))
+    )
 
 
 def _syllables(seed: int, seconds: float = 1.2) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlspeech.config import Exploration
 from rlspeech.models.flow import euler, magnitude
-from rlspeech.tasks.explore import BinNoise, GainNoise, Kernel, Site, band_matrix, build_kernel
+from rlspeech.tasks.explore import BinNoise, GainNoise, Site, band_matrix, build_kernel
 from rlspeech.types import UserError
 
 PUBLISHED = {"sde": 0.4, "cps": 0.6, "dance": 0.3}  # kind -> noise
@@ -164,7 +164,7 @@ def test_empty_bands_and_padding_carry_no_noise() -> None:
     after = kernel.act(site, torch.ones(2, kernel.active(site).shape[1]), torch.tensor([0, 1]))
     torch.testing.assert_close(after[1, 20:], euler(site.x, site.x1, site.t, site.dt)[1, 20:])
     for published_kernel in ALL[:3]:
-        bins: Kernel = build_kernel(model, published_kernel)
+        bins = build_kernel(model, published_kernel)
         assert float(bins.active(site).view(2, -1, 514)[1, 20:].sum()) == 0 and float(bins.active(site)[0].min()) == 1
 
 

@@ -79,12 +79,8 @@ class Layout:
 
     @classmethod
     def read(cls, given: dict[str, Any]) -> Layout:
-        """Build it from what ``as_dict`` gave; keys of later versions are passed over. Raises ``ValueError``: missing, or no such value."""
+        """Build it from fields as in JSON; keys of later versions are passed over. Raises ``ValueError``: missing, or no such value."""
         return TypeAdapter(cls).validate_python(given)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"stops": list(self.stops)}
 
 
 class Known(NamedTuple):
@@ -184,11 +180,8 @@ class CodecLM(LanguageModel):
     @property
     def codec(self) -> Codec:
         """The codec whose ids it writes. Raises ``UserError``: none to be had, or one that does not fit."""
-        if "it" not in self._codec:
-            self._codec["it"] = self._load_codec()
-        return self._codec["it"]  # type: ignore[no-any-return]
-
-    def _load_codec(self) -> Any:
+        if "it" in self._codec:
+            return self._codec["it"]  # type: ignore[no-any-return]
         if not self.layout.codec:
             what = "this language model's codec is not to be had here"
             why = "it is none of transformers and none was trained"
@@ -198,6 +191,7 @@ class CodecLM(LanguageModel):
             what = f"the codec {self.layout.codec} is not the one that this model writes"
             why = f"it has {found.size} codes at {found.sample_rate} Hz, the model {self.size} at {self.sample_rate} Hz"
             raise UserError(what, why, "name the codec in the model's rlspeech.json (layout.codec)")
+        self._codec["it"] = found
         return found
 
     def park(self, phase: str, device: torch.device | str) -> None:
@@ -385,7 +379,7 @@ def save_codec_lm(folder: Path, model: CodecLM, *, facts: dict[str, Any], **how:
     cfg = None if model.cfg is None else model.cfg.model_dump()
     codec, licence = md(model.layout.codec or "of its own"), licence_of(model.layout.codec)
     codec += f" (licence of its weights: {licence})" if licence else ""
-    about = {"layout": model.layout.as_dict(), "model": cfg, "facts": facts}
+    about = {"layout": asdict(model.layout), "model": cfg, "facts": facts}
     detail = f"It writes {1 / model.layout.frame_s:g} ids a second of the codec {codec}."
     save_lm(folder, model, TASK, "codec language model", about, [detail], **how)
     if model.source is None or model.source.resolve() == folder.resolve():

@@ -126,9 +126,8 @@ class TokenRewardTask(Task):
         values = {name: [c.columns.get(COLUMN.get(name, name)) for c in clips] for name in model.labels}
         if levels and not named:
             values["quality"] = list(graded)
-        texts = [
-            None if levels and 2 * g <= levels else normalise(c.text or "") for c, g in zip(clips, graded, strict=True)
-        ]
+        bad = [bool(levels) and 2 * g <= levels for g in graded]
+        texts = [None if b else normalise(c.text or "") for c, b in zip(clips, bad, strict=True)]
         ids = pad_sequence(rows, batch_first=True)
         mask = torch.arange(ids.shape[1]) < torch.tensor([len(r) for r in rows])[:, None]
         return TokenBatch(ids.to(device), mask.to(device), texts, values)

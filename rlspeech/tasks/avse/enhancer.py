@@ -101,19 +101,12 @@ def _whole(path: str) -> np.ndarray:
     with tempfile.TemporaryDirectory(prefix="rlspeech-") as folder:
         out = Path(folder) / "lips.npz"
         try:
-            fact = crop_clip(path, out, detect=_detector())
+            fact = crop_clip(path, out)
         except UserError as error:  # no library that reads videos, or no detector
             raise LipsError(f"{error.what}: {error.why}"[:200]) from error
         if not fact["face_rate"]:
             raise LipsError("no face in any frame")
         return load_lips(out)
-
-
-@lru_cache(maxsize=1)
-def _detector() -> Any:
-    from rlspeech.corpora.faces import haar_detector
-
-    return haar_detector()
 
 
 def neighbours(utts: Sequence[Utterance]) -> dict[str, Utterance]:
@@ -198,11 +191,6 @@ def supervised_loss(model: AvseEnhancer, made: Tensor, batch: AvBatch) -> Tensor
     """
     assert batch.target is not None
     return -si_snr(made, batch.target, batch.samples).clamp(model.cfg.floor_db, model.cfg.cap_db).mean()
-
-
-def shuffled(clips: Sequence[Clip]) -> list[Clip]:
-    """The clips moved on by one, so that each row is another clip's, for its video. A single clip stays as it is."""
-    return [clips[i - 1] for i in range(len(clips))]
 
 
 def _pad_videos(lips: Sequence[np.ndarray | None], frames: int) -> tuple[Tensor | None, Tensor]:

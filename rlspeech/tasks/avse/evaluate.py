@@ -152,9 +152,8 @@ class _Enhanced(Answers):
         except AudioError as error:
             return error
         if abs(len(wav) - len(noisy)) > LENGTH_S * rate:
-            return AudioError(
-                f"{len(wav) / rate:.2f} s in {self.system.folder}, {len(noisy) / rate:.2f} s in the manifest"
-            )
+            there = f"{len(wav) / rate:.2f} s in {self.system.folder}"
+            return AudioError(f"{there}, {len(noisy) / rate:.2f} s in the manifest")
         return np.pad(wav, (0, max(0, len(noisy) - len(wav))))[: len(noisy)]
 
     def facts(self, sample: Sample, scores: Mapping[str, Score]) -> Row:

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from rlspeech.config import RL, Evaluate, Exploration, Pretrain, RewardSpec
-from rlspeech.data.audio import mono
-from rlspeech.data.batches import Clip
+from rlspeech.data.batches import Clip, with_video
 from rlspeech.models.avse import AvseEnhancer, si_snr
 from rlspeech.run import Run
 from rlspeech.stats import mean_interval
-from rlspeech.tasks.avse.enhancer import AvBatch, AvInference, collate, shuffled, supervised_loss
-from rlspeech.tasks.base import EnhancementTask, Numbers
+from rlspeech.tasks.avse.enhancer import AvBatch, AvInference, collate, supervised_loss
+from rlspeech.tasks.base import EnhancementTask, Numbers, enhance_clips
 
 
 class Avse(EnhancementTask):
@@ -60,11 +59,9 @@ class Avse(EnhancementTask):
         """Scores on held-out clips with their own videos, and SI-SDR with each other's: what the video is worth."""
         found = super().validate(model, clips, folder, step, scorer, seed)
         if any(c.lips is not None for c in clips) and len(clips) > 1:
-            wrong, ratios = self.enhancer(model), list[float]()
-            for clip, other in zip(clips, shuffled(clips), strict=True):
-                wav = wrong.infer([clip.noisy], [clip.key], [other.lips])[0]
-                ratios.append(float(si_snr(torch.from_numpy(mono(wav)), torch.from_numpy(mono(clip.target)))))
-            found["si_sdr_shuffled_video"] = mean_interval(ratios)
+            wrong = enhance_clips(self.enhancer(model), with_video(clips, "shuffled"))
+            pairs = [(torch.from_numpy(s.wav), torch.from_numpy(s.target)) for s in wrong]
+            found["si_sdr_shuffled_video"] = mean_interval([float(si_snr(*pair)) for pair in pairs])
         return found
 
     def policy(self, adapted: Any, config: RL, explore: Any = None) -> Any:
