@@ -205,21 +205,18 @@ def script_of(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """A cheapest alignment of two sequences of units.
+    """A cheapest alignment of two sequences of units."""
 
-    Args:
-        substitutions, deletions, insertions, hits: counts of units.
-        reference, hypothesis: the units.
-        ops: blocks in order, (tag, reference start, end, hypothesis start, end), tag "equal", "replace", "delete" or "insert"
-            (as difflib's opcodes, but both sides of "replace" have the same length).
-    """
-
+    # substitutions, deletions, insertions, hits: counts of units
     substitutions: int
     deletions: int
     insertions: int
     hits: int
+    # reference, hypothesis: the units
     reference: list[str]
     hypothesis: list[str]
+    # blocks in order, (tag, reference start, end, hypothesis start, end), tag "equal", "replace", "delete" or "insert" (as difflib's
+    # opcodes, but both sides of "replace" have the same length)
     ops: list[Op]
 
     @property

@@ -140,17 +140,11 @@ class VideoFrontEnd(nn.Module):
 
 
 class Masked(NamedTuple):
-    """What a forward pass gives: latents and masks (B, C, N, K), waveforms come from ``AvseEnhancer.decode``.
+    """What a forward pass gives: latents and masks (B, C, N, K), waveforms come from ``AvseEnhancer.decode``."""
 
-    Args:
-        latent: (B, N, K) non-negative encoding of the mixture, shared by the channels.
-        mask: (B, C, N, K) non-negative.
-        real: (B, K) bool, frames that hold samples, or None where nothing is padded.
-    """
-
-    latent: Tensor
-    mask: Tensor
-    real: Tensor | None
+    latent: Tensor  # (B, N, K) non-negative encoding of the mixture, shared by the channels
+    mask: Tensor  # (B, C, N, K) non-negative
+    real: Tensor | None  # (B, K) bool, frames that hold samples, or None where nothing is padded
 
     def pick(self, rows: Tensor) -> Masked:
         """The clips ``rows`` (n,)."""

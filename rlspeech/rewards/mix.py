@@ -28,18 +28,13 @@ Scale = Literal["sum_then_norm", "norm_then_sum"]
 
 
 class Composed(NamedTuple):
-    """What ``compose`` answers.
+    """What ``compose`` answers."""
 
-    Args:
-        reward: (N,) float64, nan where a rewarded score is missing.
-        parts: (N, R) float64, every reward signed, clamped and scaled by its spec, *not* weighted, in the order of the specs; 0 where
-            it is skipped or overridden.
-        weights: (R,) float64; ``reward`` is ``parts @ weights`` for sum_then_norm.
-    """
-
-    reward: np.ndarray
+    reward: np.ndarray  # (N,) float64, nan where a rewarded score is missing
+    # (N, R) float64, every reward signed, clamped and scaled by its spec, *not* weighted, in the order of the specs; 0 where it is skipped
+    # or overridden
     parts: np.ndarray
-    weights: np.ndarray
+    weights: np.ndarray  # (R,) float64; ``reward`` is ``parts @ weights`` for sum_then_norm
 
 
 def to_arrays(scores: Mapping[str, Sequence[Score]]) -> dict[str, np.ndarray]:

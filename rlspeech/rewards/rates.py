@@ -174,18 +174,12 @@ def counts_of(judged: Judged) -> dict[str, int]:
 
 @dataclass(slots=True)
 class RateComparison:
-    """Systems on the same utterances.
+    """Systems on the same utterances."""
 
-    Args:
-        items: utterances.
-        systems: system -> rate -> value with interval.
-        deltas: system -> rate -> difference to the baseline, in the rate's unit.
-        relative: system -> rate -> change against the baseline, in % of the baseline's value.
-    """
-
-    items: int
-    systems: dict[str, dict[str, Interval]]
-    deltas: dict[str, dict[str, Interval]]
+    items: int  # utterances
+    systems: dict[str, dict[str, Interval]]  # system -> rate -> value with interval
+    deltas: dict[str, dict[str, Interval]]  # system -> rate -> difference to the baseline, in the rate's unit
+    # system -> rate -> change against the baseline, in % of the baseline's value
     relative: dict[str, dict[str, Interval]]
 
     def as_dict(self) -> dict[str, Any]:

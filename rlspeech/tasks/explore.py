@@ -55,20 +55,16 @@ PHI_MAX = 3.0
 
 @dataclass
 class Site:
-    """Where a stochastic step starts from; n unique states (a group may share one).
+    """Where a stochastic step starts from; n unique states (a group may share one)."""
 
-    Args:
-        x, x1: (n, L, D) state and predicted clean spectrum of the policy that acted; y: its condition.
-        t, dt: time and length of the step.
-        mask: (n, L) bool or None.
-    """
-
+    # x, x1: (n, L, D) state and predicted clean spectrum of the policy that acted; y: its condition
     x: Tensor
     y: Tensor
     x1: Tensor
+    # t, dt: time and length of the step
     t: float
     dt: float
-    mask: Tensor | None
+    mask: Tensor | None  # (n, L) bool or None
 
     def pick(self, rows: Tensor) -> Site:
         """The site of a selection of states (n,)."""

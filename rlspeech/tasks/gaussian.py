@@ -45,21 +45,13 @@ Reduction = Literal["mean", "sum"]
 
 @dataclass
 class Levelled:
-    """B clips at a network's level, padded to one length.
+    """B clips at a network's level, padded to one length."""
 
-    Args:
-        keys: B utterance ids.
-        noisy: (B, C, T) scaled input; (B, T) for a network of mono clips alone.
-        target: the reference under the same gain, or None at inference.
-        samples: (B,) long, real samples of every row.
-        gain: (B,) what the input was multiplied by.
-    """
-
-    keys: list[str]
-    noisy: Tensor
-    target: Tensor | None
-    samples: Tensor
-    gain: Tensor
+    keys: list[str]  # B utterance ids
+    noisy: Tensor  # (B, C, T) scaled input; (B, T) for a network of mono clips alone
+    target: Tensor | None  # the reference under the same gain, or None at inference
+    samples: Tensor  # (B,) long, real samples of every row
+    gain: Tensor  # (B,) what the input was multiplied by
 
 
 def levelled(

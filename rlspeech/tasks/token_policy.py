@@ -106,21 +106,13 @@ def check_texts(clips: Sequence[Clip], who: str) -> None:
 
 @dataclass
 class TokenRollout:
-    """Prompts and sampled tokens of a collection.
+    """Prompts and sampled tokens of a collection."""
 
-    Args:
-        clips: B prompts.
-        encoded: the prompts as the model takes them; None where an encoder is trained and encodes them again.
-        ids: (N, S) tokens, on the host.
-        mask: (N, S) bool, those that were drawn.
-        prompts: (N,) long.
-    """
-
-    clips: list[Clip]
-    encoded: Any
-    ids: Tensor
-    mask: Tensor
-    prompts: Tensor
+    clips: list[Clip]  # B prompts
+    encoded: Any  # the prompts as the model takes them; None where an encoder is trained and encodes them again
+    ids: Tensor  # (N, S) tokens, on the host
+    mask: Tensor  # (N, S) bool, those that were drawn
+    prompts: Tensor  # (N,) long
 
 
 class TokenPolicy:

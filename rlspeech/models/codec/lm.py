@@ -47,35 +47,24 @@ Choice = Callable[[Tensor, int], tuple[Tensor, bool]]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the rows of one checkpoint are written.
+    """How the rows of one checkpoint are written."""
 
-    Args:
-        before, after: what stands around the text; marks in them are special tokens, marks in a text are not.
-        first, size: the codec's ids are ``first`` to ``first + size - 1`` of the vocabulary, in order.
-        stops: ids that end a row; more than one are one decision, their probabilities add up.
-        codec: its name, see ``models.codec``; "" where there is none to be had.
-        sample_rate: of the speech, in Hz.
-        frame_s: seconds of speech that an id stands for.
-        normaliser: how texts are written for it, see ``data.text``.
-        lead: before the text.
-        joint: between the prompt's text and the text.
-        prompt_s: longest prompt speech that is put before the answer; a longer one lends its voice only.
-        max_s: longest speech, in seconds.
-    """
-
+    # before, after: what stands around the text; marks in them are special tokens, marks in a text are not
     before: str
     after: str
+    # first, size: the codec's ids are ``first`` to ``first + size - 1`` of the vocabulary, in order
     first: int
     size: int
-    stops: tuple[int, ...]
-    codec: str
-    sample_rate: Count
-    frame_s: Positive
-    normaliser: str = "none-1"
-    lead: str = ""
-    joint: str = " "
+    stops: tuple[int, ...]  # ids that end a row; more than one are one decision, their probabilities add up
+    codec: str  # its name, see ``models.codec``; "" where there is none to be had
+    sample_rate: Count  # of the speech, in Hz
+    frame_s: Positive  # seconds of speech that an id stands for
+    normaliser: str = "none-1"  # how texts are written for it, see ``data.text``
+    lead: str = ""  # before the text
+    joint: str = " "  # between the prompt's text and the text
+    # longest prompt speech that is put before the answer; a longer one lends its voice only
     prompt_s: NonNegative = 15.0
-    max_s: Positive = 30.0
+    max_s: Positive = 30.0  # longest speech, in seconds
 
     @classmethod
     def read(cls, given: dict[str, Any]) -> Layout:

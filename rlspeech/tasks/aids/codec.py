@@ -40,21 +40,16 @@ PLAYERS = 4
 
 @dataclass
 class CodecBatch:
-    """B stretches and their prompts.
+    """B stretches and their prompts."""
 
-    Args:
-        wav: (B, T) at -25 dBFS.
-        mel, pitch: (B, L, M) and (B, L), its analysis.
-        prompt_mel, prompt_pitch: the same of the prompts.
-        real: (B,) frames of the prompts; 0: no prompt.
-    """
-
-    wav: Tensor
+    wav: Tensor  # (B, T) at -25 dBFS
+    # mel, pitch: (B, L, M) and (B, L), its analysis
     mel: Tensor
     pitch: Tensor
+    # prompt_mel, prompt_pitch: the same of the prompts
     prompt_mel: Tensor
     prompt_pitch: Tensor
-    real: Tensor
+    real: Tensor  # (B,) frames of the prompts; 0: no prompt
 
 
 class CodecTask(Task):

@@ -117,23 +117,14 @@ def _pesq() -> Any:
 
 @dataclass
 class ListenerBatch:
-    """B recordings and what is to be written of them.
+    """B recordings and what is to be written of them."""
 
-    Args:
-        features: (B, mels, L) log-mel.
-        frames: (B,) long, real ones.
-        ids: (B, S) long, audio marks, answer, padding behind.
-        mask: (B, S) long, 1 on real tokens.
-        answer: (B, S) bool, tokens that the model has to say.
-        targets: (B, 9) the labels, centred and scaled.
-    """
-
-    features: Tensor
-    frames: Tensor
-    ids: Tensor
-    mask: Tensor
-    answer: Tensor
-    targets: Tensor
+    features: Tensor  # (B, mels, L) log-mel
+    frames: Tensor  # (B,) long, real ones
+    ids: Tensor  # (B, S) long, audio marks, answer, padding behind
+    mask: Tensor  # (B, S) long, 1 on real tokens
+    answer: Tensor  # (B, S) bool, tokens that the model has to say
+    targets: Tensor  # (B, 9) the labels, centred and scaled
 
 
 def targets_of(labels: dict[str, float]) -> np.ndarray:

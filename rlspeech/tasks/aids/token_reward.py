@@ -52,18 +52,13 @@ ATTRIBUTE = 0.2  # weight of a head
 
 @dataclass
 class TokenBatch:
-    """B rows.
+    """B rows."""
 
-    Args:
-        ids, mask: (B, T) long and bool, codec tokens.
-        texts: B normalised texts, or None where the recording is too bad to be held to it.
-        values: attribute -> B values, None where unknown.
-    """
-
+    # ids, mask: (B, T) long and bool, codec tokens
     ids: Tensor
     mask: Tensor
-    texts: list[str | None]
-    values: dict[str, list[Any]]
+    texts: list[str | None]  # B normalised texts, or None where the recording is too bad to be held to it
+    values: dict[str, list[Any]]  # attribute -> B values, None where unknown
 
 
 class TokenRewardTask(Task):

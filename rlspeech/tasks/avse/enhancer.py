@@ -136,15 +136,10 @@ def neighbours(utts: Sequence[Utterance]) -> dict[str, Utterance]:
 
 @dataclass
 class AvBatch(Levelled):
-    """B clips and their videos.
+    """B clips and their videos."""
 
-    Args:
-        video: (B, F, H, W) uint8, or None where no clip has any.
-        present: (B,) bool, clips with a video.
-    """
-
-    video: Tensor | None
-    present: Tensor
+    video: Tensor | None  # (B, F, H, W) uint8, or None where no clip has any
+    present: Tensor  # (B,) bool, clips with a video
 
     def pick(self, rows: Tensor) -> AvBatch:
         """The clips ``rows`` (n,) of the batch."""

@@ -43,19 +43,12 @@ BATCH = 32
 
 @dataclass
 class TtsBatch:
-    """B recordings as rows.
+    """B recordings as rows."""
 
-    Args:
-        lines: what is before the answer.
-        ids: (B, S) long, ids of the slice, with the stop.
-        inputs: (B, S) long, the same as the model sees them, some replaced.
-        mask: (B, S) bool.
-    """
-
-    lines: list[Line]
-    ids: Tensor
-    inputs: Tensor
-    mask: Tensor
+    lines: list[Line]  # what is before the answer
+    ids: Tensor  # (B, S) long, ids of the slice, with the stop
+    inputs: Tensor  # (B, S) long, the same as the model sees them, some replaced
+    mask: Tensor  # (B, S) bool
 
 
 class Tts(Task):
