@@ -21,6 +21,7 @@ same numbers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from rlspeech.config_parts import ListenerModel
 from rlspeech.files import parse_json
+from rlspeech.models.audio_lm.generate import with_answers
 from rlspeech.models.folder import load_net, loading, read_about, save_net, sizes, write_about
 from rlspeech.models.hub import card_of, resolve
 
@@ -165,6 +167,16 @@ class Listener(nn.Module):
         device = next(self.net.parameters()).device
         made = self.net.generate(**{k: v.to(device) for k, v in given.items()})
         return list(self.processor.batch_decode(made[:, given["input_ids"].shape[1] :], skip_special_tokens=True))
+
+    def tokens(
+        self, frames: Sequence[int], answers: Sequence[str], question: str = ""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, mask and answer marks, all (B, S): audio marks, an optional question, the answer and its end, padded behind."""
+        tokenizer, rows = self.processor.tokenizer, []
+        for n, text in zip(frames, answers, strict=True):
+            before = tokenizer(f"{BOS}{AUDIO * audio_tokens(n)}{EOS}{question}{START}").input_ids
+            rows.append((before, tokenizer(f"{text}{END}").input_ids))
+        return with_answers(rows, tokenizer.pad_token_id)
 
 
 def save_listener(folder: Path, model: Listener, *, facts: dict[str, Any], **how: Any) -> None:

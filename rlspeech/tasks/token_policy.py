@@ -83,10 +83,7 @@ def rows_of(data: str | None) -> list[Utterance]:
     found = find_manifest(data)
     if found.suffix != ".json":
         return read_manifest(found)
-    clean = read_object(found).get("clean")
-    return [
-        u for path in (clean if isinstance(clean, list) else [clean]) for u in read_manifest(found.parent / f"{path}")
-    ]
+    return read_manifest(found.parent / str(read_object(found).get("clean")))
 
 
 def texts_of(rows: Sequence[Utterance], normalise: Callable[[str], str], who: str) -> list[str]:

@@ -13,7 +13,7 @@ from training import Judge
 from rlspeech.algos import get_algorithm
 from rlspeech.algos.update import flat_gradient
 from rlspeech.config import PPO, RL, Exploration, Lora, RewardSpec
-from rlspeech.tasks.flowse.policy import FlowPolicy, collate, encode, spectral_mask
+from rlspeech.tasks.flowse.policy import FlowPolicy, collate, condition, encode
 
 EARLY: dict[str, Any] = {"window": 2, "start": (1, 1), "nfe": (4, 4)}
 GAIN = Exploration(kind="gain", noise=0.3, nfe=(2, 3))
@@ -101,7 +101,7 @@ def test_the_supervised_loss_is_that_of_pretraining() -> None:
     data = collate(batch, made.model)
     x1, y = encode(made.model, data.target, data.samples), encode(made.model, data.noisy, data.samples)
     torch.manual_seed(4)
-    wanted = made.model.loss(x1, y, spectral_mask(made.model, data), 0.5)["loss"]
+    wanted = made.model.loss(x1, y, condition(made.model, data)[1], 0.5)["loss"]
     torch.manual_seed(4)
     loss = made.supervised(batch)
     torch.testing.assert_close(loss, wanted)

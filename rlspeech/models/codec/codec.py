@@ -38,21 +38,13 @@ PROMPT_S = 10.0  # of a prompt, more tells no more of a voice
 
 @runtime_checkable
 class Codec(Protocol):
-    """Speech as a flat stream of ids.
+    """Speech as a flat stream of ids."""
 
-    Attributes:
-        sample_rate: of the waveforms, in Hz.
-        frame_s: seconds of speech that one id stands for.
-        size: ids are 0 to size - 1.
-        name: what it was loaded as.
-        wants_prompt: whether ``decode`` takes the voice from prompt speech.
-    """
-
-    sample_rate: int
-    frame_s: float
-    size: int
-    name: str
-    wants_prompt: bool
+    sample_rate: int  # of the waveforms, in Hz
+    frame_s: float  # seconds of speech that one id stands for
+    size: int  # ids are 0 to size - 1
+    name: str  # what it was loaded as
+    wants_prompt: bool  # whether ``decode`` takes the voice from prompt speech
 
     def encode(self, wavs: Sequence[np.ndarray]) -> list[Tensor]:
         """Ids (T_i,) long, on the CPU, of waveforms (samples_i,); each has at least one."""

@@ -53,14 +53,10 @@ class Description:
 
 @runtime_checkable
 class Describer(Protocol):
-    """Audio in, text out.
+    """Audio in, text out."""
 
-    Attributes:
-        version: model, weights, precision and decoding, as written beside the scores.
-        max_s: longest stretch that it takes at once, in seconds; None where it takes any length. The caller cuts longer audio.
-    """
-
-    version: str
+    version: str  # model, weights, precision and decoding, as written beside the scores
+    # longest stretch that it takes at once, in seconds; None where it takes any length. The caller cuts longer audio
     max_s: float | None
 
     def describe(self, wavs: Sequence[np.ndarray]) -> list[Description]:

@@ -163,8 +163,7 @@ def content_loss(recogniser: Recogniser, made: Tensor, truth: Tensor) -> Tensor:
 @lru_cache(maxsize=2)
 def frozen_recogniser(name: str, device: str) -> Recogniser:
     """A recogniser whose weights take no gradient. Raises ``UserError``."""
-    recogniser = load_recogniser(name, device)[0].eval()
-    return recogniser.requires_grad_(False)
+    return load_recogniser(name, device)[0].requires_grad_(False)
 
 
 def correlation(codes: Tensor) -> Tensor:

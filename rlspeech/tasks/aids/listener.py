@@ -36,19 +36,7 @@ from rlspeech.data.audio import AudioError
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.data.degrade import TRAITS, Degraded, Sources, degrade
 from rlspeech.files import dumps, write_text
-from rlspeech.models.audio_lm.generate import with_answers
-from rlspeech.models.listener import (
-    AUDIO,
-    BOS,
-    END,
-    EOS,
-    START,
-    UNKNOWN,
-    Listener,
-    audio_tokens,
-    load_listener,
-    save_listener,
-)
+from rlspeech.models.listener import END, START, UNKNOWN, Listener, load_listener, save_listener
 from rlspeech.rewards.intrusive import PesqWb, si_sdr, stoi_estoi
 from rlspeech.scores import step_name
 from rlspeech.tasks.aids.sentences import describe, grades_of, read_back, stars_of, vocabulary
@@ -132,18 +120,6 @@ def targets_of(labels: dict[str, float]) -> np.ndarray:
     return np.asarray((np.array([labels[k] for k in LABELS], dtype=np.float32) - CENTRE) / SPREAD, dtype=np.float32)
 
 
-def tokens_of(
-    model: Listener, frames: Sequence[int], answers: Sequence[str], question: str = ""
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, mask and answer marks, all (B, S): audio marks, an optional question, the answer and its end, padded behind."""
-    tokenizer = model.processor.tokenizer
-    rows = []
-    for n, text in zip(frames, answers, strict=True):
-        before = tokenizer(f"{BOS}{AUDIO * audio_tokens(n)}{EOS}{question}{START}").input_ids
-        rows.append((before, tokenizer(f"{text}{END}").input_ids))
-    return with_answers(rows, tokenizer.pad_token_id)
-
-
 class ListenerTask(Task):
     """The task ``listener``: pretraining only."""
 
@@ -172,7 +148,7 @@ class ListenerTask(Task):
             raise UserError("none of the clips of a batch can be described", why, "rlspeech check on the manifest")
         features, frames = model.features(wavs)
         question = "" if rng.random() < 0.6 else _question(rng, vocabulary())
-        ids, mask, answer = tokens_of(model, frames.tolist(), [describe(one, rng) for one in labels], question)
+        ids, mask, answer = model.tokens(frames.tolist(), [describe(one, rng) for one in labels], question)
         targets = torch.from_numpy(np.stack([targets_of(one) for one in labels]))
         return ListenerBatch(*(x.to(device) for x in (features, frames, ids, mask, answer, targets)))
 
@@ -208,7 +184,7 @@ class ListenerTask(Task):
             written += model.generate(part)
             features, frames = model.features(part)
             answers = [describe(one, rng) for one in labels[at : at + BATCH]]
-            ids, mask, answer = tokens_of(model, frames.tolist(), answers)
+            ids, mask, answer = model.tokens(frames.tolist(), answers)
             device = model.head.weight.device
             logits, _ = model(*(x.to(device) for x in (features, frames, ids, mask)))
             right.append((logits[:, :-1].argmax(-1).cpu() == ids[:, 1:])[answer[:, 1:]].float())

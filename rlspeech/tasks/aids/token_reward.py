@@ -133,9 +133,8 @@ class TokenRewardTask(Task):
         keys = [(c.key, g) for c, g in zip(clips, graded, strict=True)]
         new = {k: c for k, c in zip(keys, clips, strict=True) if k not in self._tokens}
         if new:
-            wavs = [
-                degraded_to(c.noisy, g, levels, model.sample_rate, seed_of("worse", key)) for (key, g), c in new.items()
-            ]
+            worse = [(c.noisy, g, seed_of("worse", key)) for (key, g), c in new.items()]
+            wavs = [degraded_to(wav, g, levels, model.sample_rate, seed) for wav, g, seed in worse]
             for k, ids in zip(new, self.codec(model.cfg.codec, device).encode(wavs), strict=True):
                 self._tokens[k] = ids.cpu().numpy().astype(np.int32)
         return [torch.from_numpy(self._tokens[k].astype(np.int64)) for k in keys]

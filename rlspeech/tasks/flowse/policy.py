@@ -122,15 +122,10 @@ def decode(model: FlowEnhancer, x: Tensor, samples: Tensor) -> Tensor:
 
 
 def condition(model: FlowEnhancer, batch: Levelled) -> tuple[Tensor, Tensor | None]:
-    """What the flow is given of a batch (B, L, D or 2D), and the mask of its real frames."""
-    mask = spectral_mask(model, batch)
-    return model.condition(encode(model, batch.noisy, batch.samples), mask), mask
-
-
-def spectral_mask(model: FlowEnhancer, batch: Levelled) -> Tensor | None:
-    """(B, L) bool over real frames, or None where nothing is padded."""
+    """What the flow is given of a batch (B, L, D or 2D), and (B, L) bool over its real frames, or None where nothing is padded."""
     frames = [model.front.frames(n) for n in batch.samples.tolist()]
-    return frame_mask(torch.tensor(frames, device=batch.noisy.device), max(frames))
+    mask = frame_mask(torch.tensor(frames, device=batch.noisy.device), max(frames))
+    return model.condition(encode(model, batch.noisy, batch.samples), mask), mask
 
 
 # --------------------------------------------------------------------------------------------------------- the policy
