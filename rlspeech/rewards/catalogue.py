@@ -97,7 +97,6 @@ _TOKEN_RULES: dict[str, Column] = {
     "tts_loop": Column("1 where the codec tokens run in a loop, else 0", False, SHARE),
 }
 _RATIO = "length of the speech over the recording's, or over what the text should take; 1 is right"
-_DRIFT = "size of that ratio's logarithm: how far too long or too short"
 _SHAPE: dict[str, Column] = {
     "tts_pitch_std": Column("standard deviation of log F0 over voiced frames", bounds=POSITIVE, optional=True),
     "tts_duration_ratio": Column(_RATIO, bounds=POSITIVE, optional=True),
