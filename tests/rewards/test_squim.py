@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import types
 
@@ -11,7 +10,6 @@ import torch
 from reward_signals import sample, scored, voice
 
 from rlspeech.models.folder import importlib, torchaudio_problem
-from rlspeech.rewards import squim
 from rlspeech.rewards.base import available
 from rlspeech.rewards.scorer import get_reward
 from rlspeech.types import UserError
@@ -44,21 +42,11 @@ def pretend(monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
 
 
-def test_a_torchaudio_that_is_missing_or_broken_is_a_reason_and_stops_nothing(monkeypatch):
+def test_a_torchaudio_that_is_missing_is_a_reason_and_stops_nothing(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "torchaudio" else real(n))
-    assert torchaudio_problem() == "" and "torchaudio is not installed" in next(
-        why for entry, why in available() if entry.family == "squim"
-    )
-
-    def broken(name):
-        raise OSError("libcudart.so.13: cannot open shared object file")
-
-    torchaudio_problem.cache_clear()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda n: object())
-    monkeypatch.setattr(importlib, "import_module", broken)
-    with pytest.raises(UserError, match=re.escape(f"beside torch {torch.__version__} (libcudart")):
-        squim.Squim()
+    why = next(why for entry, why in available() if entry.family == "squim")
+    assert torchaudio_problem() == "" and "torchaudio is not installed" in why
 
 
 def test_columns_come_out_in_the_right_places_and_weights_are_never_fetched_unasked(monkeypatch, tmp_path):

@@ -4,16 +4,19 @@ import contextlib
 import importlib
 import io
 import json
+import re
 import sys
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rlspeech import log
 from rlspeech.models.folder import loading, torchaudio_problem
 from rlspeech.models.hub import KINDS
+from rlspeech.rewards.squim import Squim
 from rlspeech.stages import doctor
 from rlspeech.types import UserError
 
@@ -91,6 +94,8 @@ def test_a_torchaudio_that_does_not_import_is_explained(monkeypatch: pytest.Monk
             with pytest.raises(UserError) as caught, loading("a recogniser", "another one"):
                 load()
             assert cause in caught.value.try_this
+        with pytest.raises(UserError, match=re.escape(f"beside torch {torch.__version__} (libcudart")):
+            Squim()
     finally:
         torchaudio_problem.cache_clear()
     assert summary["torchaudio"]["installed"] and not summary["torchaudio"]["usable"]
