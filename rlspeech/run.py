@@ -178,7 +178,7 @@ class Run(AbstractContextManager["Run"]):
             raise UserError(f"{self.path} holds a run of another stage", why, "--out NEW")
         with suppress(ValidationError):  # a key that is younger than the run takes its default
             before = type(self.config).model_validate(before).model_dump(mode="json")
-        old, new = _flat(before), _flat(self.config.model_dump(mode="json"))
+        old, new = flat(before), flat(self.config.model_dump(mode="json"))
         changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and k.split(".")[0] not in neutral]
         differences = "; ".join(f"{k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in changed)
         done = self.checkpoints.last_step()
@@ -211,15 +211,19 @@ def settings_of(folder: str | Path | None) -> dict[str, Any]:
 
 
 def _default_name(stage: str, config: BaseModel) -> str:
-    flat = {k: v for k, v in _flat(config.model_dump(mode="json")).items() if k.split(".")[0] not in NEUTRAL}
-    digest = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:6]
+    settings = {k: v for k, v in flat(config.model_dump(mode="json")).items() if k.split(".")[0] not in NEUTRAL}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
     return "-".join(filter(None, (stage, getattr(config, "task", None), getattr(config, "algo", None), digest)))
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "", *, by_name: bool = False) -> dict[str, Any]:
+    """Dotted key -> value; ``by_name``: entries of a list that have names are found by them, so that their order does not matter."""
+    if by_name and isinstance(tree, list) and all(isinstance(v, dict) and isinstance(v.get("name"), str) for v in tree):
+        if tree and len({v["name"] for v in tree}) == len(tree):
+            tree = {v["name"]: {k: x for k, x in v.items() if k != "name"} for v in tree}
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
-    parts = (_flat(sub, f"{prefix}.{name}" if prefix else str(name)) for name, sub in tree.items())
+    parts = (flat(sub, f"{prefix}.{name}" if prefix else str(name), by_name=by_name) for name, sub in tree.items())
     return {k: v for part in parts for k, v in part.items()}
 
 
@@ -316,7 +320,10 @@ class Checkpoints:
             if is_full(error):
                 raise write_error(self.folder, error, "the earlier checkpoints are intact") from error
             raise
-        self._prune()
+        keep = {self.pointed("latest"), self.pointed("best")}
+        for path in self._steps()[:-KEEP]:
+            if path not in keep:
+                shutil.rmtree(path, ignore_errors=True)
         return final
 
     def pointed(self, name: str) -> Path | None:
@@ -341,12 +348,6 @@ class Checkpoints:
 
     def _steps(self) -> list[Path]:
         return sorted((p for p in self.folder.glob("step_*") if p.is_dir()), key=lambda p: (len(p.name), p.name))
-
-    def _prune(self) -> None:
-        keep = {self.pointed("latest"), self.pointed("best")}
-        for path in self._steps()[:-KEEP]:
-            if path not in keep:
-                shutil.rmtree(path, ignore_errors=True)
 
     def clean(self) -> None:
         """Remove what a process that died has left half-written."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 Values = Sequence[float | None] | np.ndarray
+Column = Mapping[str, float | None] | Values  # by key, or in an order
 CHUNK, MAX_WORK = 4_000_000, 200_000_000  # resampled values held at once, and in all where 200 resamples need no more
 LEVEL = 0.95  # coverage of every interval
 
@@ -75,9 +76,7 @@ def mean_interval(values: Values, seed: int = 0, n: int = 2000) -> Interval:
     return Interval(float(good.mean()), *_percentiles(np.concatenate(parts), len(good)), len(good), dropped)
 
 
-def paired_delta(
-    system: Mapping[str, float | None] | Values, baseline: Mapping[str, float | None] | Values, seed: int = 0
-) -> Interval:
+def paired_delta(system: Column, baseline: Column, seed: int = 0) -> Interval:
     """Mean of ``system - baseline`` over the items that both have, with a bootstrap interval over the items.
 
     Values are by key, or (K,) in the same order.

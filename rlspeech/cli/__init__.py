@@ -54,8 +54,7 @@ app = typer.Typer(
     "mistake that you can fix (what, why, what to try), 130 Ctrl-C (143 SIGTERM, 129 SIGHUP; what was written is kept), 141 the output was "
     "closed (| head), 1 a bug or out of memory (--debug shows the traceback).",
 )
-prepare_help = "Make manifests from a corpus on disk and check every file."
-app.add_typer(prepare.app, name="prepare", help=prepare_help, cls=Group)
+app.add_typer(prepare.app, name="prepare", help="Make manifests from a corpus on disk and check every file.", cls=Group)
 app.registered_commands += commands.app.registered_commands
 app.registered_groups += commands.app.registered_groups
 

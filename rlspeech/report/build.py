@@ -21,7 +21,6 @@ from pydantic import ValidationError
 from rlspeech import log
 from rlspeech.config import Evaluate
 from rlspeech.files import safe_name
-from rlspeech.log import several
 from rlspeech.report import Grid, Metric, Plot, ReportData, mark
 from rlspeech.report.calibrate import calibrated, calibration_grids
 from rlspeech.report.compare import Comparison, Scores, System, compare, within
@@ -159,7 +158,7 @@ def _subtitle(made: Comparison) -> str:
     video = run.config.get("video", "right")
     parts = {"texts by": run.summary.get("normaliser"), "recognised by": run.summary.get("recogniser")}
     parts["video:"] = None if video == "right" else video
-    found = f"{several(made.items, 'utterance')} of {run.config.get('data') or 'the embedded test set'}"
+    found = f"{log.several(made.items, 'utterance')} of {run.config.get('data') or 'the embedded test set'}"
     return ", ".join([found, *(f"{k} {v}" for k, v in parts.items() if v)])
 
 
@@ -214,7 +213,7 @@ def _part_grid(title: str, part: Comparison) -> Grid:
         cells += [_difference(m, row.get(m.name), at(part.relative, s, m.name), 2) for s, row in deltas.items()]
         rows.append([m.name, *cells])
     against = [f"{s} - {part.pairing.baseline}" for s in deltas] if part.pairing else []
-    return Grid(title, ["metric", *part.means, *against], rows, several(part.items or 0, "item"))
+    return Grid(title, ["metric", *part.means, *against], rows, log.several(part.items or 0, "item"))
 
 
 def _runs_grid(runs: Sequence[RunRecord]) -> Grid:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,7 @@ def calibrate(rows: Sequence[Row], better: Mapping[str, bool], seed: int = 0) ->
         some = [g if way is None or w == way else None for g, w in zip(ladder, ways, strict=True)]
         return _within(value, order, some, seed, clusters)
 
-    def pooled(a: np.ndarray, b: np.ndarray) -> Correlation:
-        return _pooled(a, b, clusters, seed)
-
+    pooled = partial(_pooled, clusters=clusters, seed=seed)
     every = sorted({w for w in ways if w is not None})
     rewards = {
         name: {"within": within(v), "pooled": pooled(v, order), "snr": pooled(v, snr)}

@@ -20,22 +20,22 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from rlspeech import config as settings
 from rlspeech.data.text import align, get_normaliser, units
+from rlspeech.plugins import SCHEMAS, load
 from rlspeech.report import Edit, Metric
-from rlspeech.report.runs import INPUT, Origin, RunRecord, Sound, at, find, flat, number
+from rlspeech.report.runs import INPUT, STAGES, Origin, RunRecord, Sound, at, find, number
 from rlspeech.rewards.base import column_of
-from rlspeech.rewards.rates import COUNTS, RATES, UNDIRECTED, compare_rates, counts_of
+from rlspeech.rewards.rates import COUNTS, RATES, UNDIRECTED, UNITS, compare_rates, counts_of
 from rlspeech.rewards.rules import TextRules
+from rlspeech.run import flat
 from rlspeech.scores import JUDGE_TEXT, step_name
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.types import Sample, UserError
 
 NORMALISER = "basic-3"  # of texts that are shown against each other
 FACTS = frozenset({"key", "system", "step", "item", "text", "hypothesis", "errors"})
-COUNTED = ("units", "substitutions", "deletions", "insertions")
 # columns of a row that are no scores
-BESIDE = FACTS.union({"stamp", "seconds", "samples", "finished", "normaliser"}, COUNTED)
+BESIDE = FACTS.union({"stamp", "seconds", "samples", "finished", "normaliser"}, UNITS)
 
 
 @dataclass
@@ -184,7 +184,6 @@ def validation(run: RunRecord, step: int | None, label: str) -> System:
 
 # --------------------------------------------------------------------------------------------------------- comparisons
 
-SCHEMAS = {"rl": "RL", "eval": "Evaluate", "reward": "ScoreFolder", "pretrain": "Pretrain"}
 ASIDE = frozenset({"out", "path"})  # differ by their nature
 PLACES = ("git_commit", "python", "device")
 TOGETHER = "all rewards together, as the run weighs them"
@@ -201,13 +200,12 @@ class Pairing:
     keys: list[str] = field(default_factory=list)  # items that every system has
 
 
-@dataclass(slots=True)
+@dataclass
 class Comparison:
     """What systems have in common and what not."""
 
     runs: Sequence[RunRecord]  # in the order that they were given
     systems: list[System] = field(default_factory=list)  # of all of them
-    metrics: list[Metric] = field(default_factory=list)  # of all, in the order of their appearance
     means: Scores = field(default_factory=dict)  # label -> metric -> mean
     pairings: list[Pairing] = field(default_factory=list)  # one a stage
     own: Scores = field(default_factory=dict)  # rl run -> metric -> paired difference to its own start
@@ -230,6 +228,22 @@ class Comparison:
     def pairing(self) -> Pairing | None:
         """The first that has differences."""
         return next((p for p in self.pairings if p.deltas), None)
+
+    @cached_property
+    def metrics(self) -> list[Metric]:
+        """Everything that has a mean, in the order of its appearance, with its direction and description."""
+        rates, known, found = {r.name: r for r in RATES}, dict[str, System](), []
+        for system in self.systems:
+            for name in self.means[system.label]:
+                known.setdefault(name, system)
+        for name, system in known.items():
+            rate = rates.get(name) if system.counts else None
+            try:
+                text = rate.help if rate else TOGETHER if name == "reward" else column_of(name).help
+            except UserError:  # a function that is not here
+                text = ""
+            found.append(Metric(name, rate.higher_is_better if rate else system.run.higher_is_better(name), text))
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the numbers of the page."""
@@ -274,7 +288,6 @@ def within(run: RunRecord) -> Comparison:
         keys = list(moments[0].rows)
         deltas = {s.label: {m: _delta(s, moments[0], m, keys) for m in s.means} for s in moments[1:]}
         made.pairings = [Pairing("rl", moments[0].label, deltas, keys)]
-    _name_metrics(made)
     return made
 
 
@@ -305,7 +318,6 @@ def _summarised(run: RunRecord, summary: Mapping[str, Any]) -> Comparison:
     made.relative = _intervals(summary.get("relative", {}))
     for value, part in summary.get("by", {}).items():
         made.parts[value] = _summarised(run, {**part, "baseline": base})
-    _name_metrics(made)
     return made
 
 
@@ -328,8 +340,7 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     for run in (r for r in runs if len(r.steps()) > 1):
         first, last = (validation(run, run.steps()[i], run.name) for i in (0, -1))
         made.own[run.name] = {m: _delta(last, first, m, list(first.rows)) for m in last.means}
-    _name_metrics(made)
-    for stage in SCHEMAS:
+    for stage in STAGES:
         found = {r.name: _settings(r) for r in runs if r.stage == stage and r.config}
         if len(found) > 1 and (differing := _differing(found)):
             made.settings[stage] = differing
@@ -445,30 +456,14 @@ def _rates(made: Comparison, pairing: Pairing, systems: Sequence[System], base: 
                 pairing.deltas[s.label] = {**found.deltas[s.label], **pairing.deltas.get(s.label, {})}
 
 
-def _name_metrics(made: Comparison) -> None:
-    """Names, directions and descriptions of everything that has a mean."""
-    rates, known = {r.name: r for r in RATES}, dict[str, System]()
-    for system in made.systems:
-        for name in made.means[system.label]:
-            known.setdefault(name, system)
-    for name, system in known.items():
-        rate = rates.get(name) if system.counts else None
-        try:
-            text = rate.help if rate else TOGETHER if name == "reward" else column_of(name).help
-        except UserError:  # a function that is not here
-            text = ""
-        up = rate.higher_is_better if rate else system.run.higher_is_better(name)
-        made.metrics.append(Metric(name, up, text))
-
-
 def _settings(run: RunRecord) -> dict[str, Any]:
     """Settings as resolved; what is younger than the run has its default."""
     given = {k: v for k, v in run.config.items() if k != "path"}
     try:
-        tree = getattr(settings, SCHEMAS[run.stage]).model_validate(given).model_dump(mode="json")
+        tree = load(f"rlspeech.{SCHEMAS[run.stage]}").model_validate(given).model_dump(mode="json")
     except ValidationError:
         tree = run.config
-    return {k: v for k, v in flat(tree).items() if k.split(".")[0] not in ASIDE}
+    return {k: v for k, v in flat(tree, by_name=True).items() if k.split(".")[0] not in ASIDE}
 
 
 def _differing(trees: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -31,8 +31,9 @@ SIZE = (245, 126)  # of a drawing in points
 MAX_PLOTS = 24  # of one group
 MAX_POINTS = 400
 SMOOTH_FROM = 60
-GROUPS = ("reward", "guard", "valid", "train", "cost", "spread")
-TITLES = ("Rewards", "Guards", "Validation", "Training", "Cost", "Distributions")
+GROUPS = dict(
+    reward="Rewards", guard="Guards", valid="Validation", train="Training", cost="Cost", spread="Distributions"
+)
 CLOCKS = ("step", "time", "seconds")
 NUMBER = re.compile(r"-?\d+\.\d{3,}")
 ATTRIBUTES = ("fill", "stroke", "opacity", "clip-path", "text-anchor")  # and all that begin with fill- or stroke-
@@ -140,7 +141,7 @@ def _placed(plot: Plot, roles: Mapping[str, Kind], other: Kind) -> Plot:
 
 
 def _place(plot: Plot) -> tuple[int, int, int]:
-    group, head = GROUPS.index(plot.kind), plot.title.partition("/")[0]
+    group, head = [*GROUPS].index(plot.kind), plot.title.partition("/")[0]
     if plot.kind == "train":
         return group, 0, FIRST.index(plot.title) if plot.title in FIRST else len(FIRST)
     return group, HEADS.index(head) if head in HEADS else len(HEADS), int(not plot.title.endswith("reward"))
@@ -176,7 +177,7 @@ def groups(plots: Sequence[Plot]) -> list[Group]:
         for line in plot.lines:
             colours.setdefault(line.run, len(colours))
     made = []
-    for kind, title in zip(GROUPS, TITLES, strict=True):
+    for kind, title in GROUPS.items():
         mine = [p for p in plots if p.kind == kind]
         useful = [p for p in mine if any(np.isfinite(_floats(line.mean)).sum() > 1 for line in p.lines)]
         shown = useful[:MAX_PLOTS]

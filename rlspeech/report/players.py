@@ -9,7 +9,7 @@ import base64
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from rlspeech import log
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.decode import sound_info
-from rlspeech.report import Clip, Edit
+from rlspeech.report import Clip
 from rlspeech.report.compare import Comparison, System
 from rlspeech.report.runs import Origin, Sound, find, number
 from rlspeech.scores import step_name
@@ -28,9 +28,7 @@ RANGE_DB = 70.0
 MARGIN = 0.97  # of the budget: a fallback encoder has no fixed rate
 # Every browser of today plays MP3; Safari took Opus in Ogg only in 2025. At a fixed rate, so that a seek lands where it should: browsers
 # guess places in files of varying rate, and two systems at one position have to be at one position.
-MP3_RATES = (16000, 24000, 32000, 44100, 48000)
-# libsndfile: 64 kbit/s, from 32 kHz 96 kbit/s
-MP3_LEVEL = dict(zip(MP3_RATES, (0.6, 0.6, 0.78, 0.78, 0.78), strict=True))
+MP3_LEVEL = {16000: 0.6, 24000: 0.6, 32000: 0.78, 44100: 0.78, 48000: 0.78}  # of libsndfile: 64 kbit/s, from 32 kHz 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +52,13 @@ class Players:
     ``whole_s`` is its length, ``seconds`` what is left of it.
     """
 
-    key: str
-    note: str
-    label: str
+    clip: Clip
     seconds: float
     whole_s: float
     top_hz: float
     players: list[Player]
     fixed: int
     rate: float
-    edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
 
     def size(self, limit_s: float) -> float:
         """Bytes on the page, cut to ``limit_s``."""
@@ -83,27 +78,25 @@ def fit(clips: Iterable[Clip], budget: int) -> tuple[list[Players], list[str]]:
     Returns:
         the clips in the same order, and remarks on what is missing or cut.
     """
-    sources: list[Clip] = []
     made: list[Players] = []
     notes = []
     for clip in clips:
         try:
             made.append(players(clip, MAX_CLIP_S))
-            sources.append(clip)
         except (ValueError, RuntimeError) as error:  # libsndfile's error is a RuntimeError
             notes.append(f"{clip.key} has no player: {error}")
     room = MARGIN * budget
     kept = {index: made[index] for index in _thinned(made, room)}
-    left_out = [clip.key for index, clip in enumerate(made) if index not in kept]
+    left_out = [one.clip.key for index, one in enumerate(made) if index not in kept]
     if left_out:
         shown = ", ".join(left_out[:8]) + (f" and {len(left_out) - 8} more" if len(left_out) > 8 else "")
         notes.append(f"{len(left_out)} of {len(made)} clips were left out to keep this page small: {shown}")
     for _ in range(4):  # a shorter clip's picture is drawn finer and may be larger
-        if sum(clip.size(MAX_CLIP_S) for clip in kept.values()) <= room:
+        if sum(one.size(MAX_CLIP_S) for one in kept.values()) <= room:
             break
         limit = _longest(list(kept.values()), room)
-        kept = {index: players(sources[index], limit) if clip.seconds > limit else clip for index, clip in kept.items()}
-    cut = [clip.seconds for clip in kept.values() if clip.seconds < clip.whole_s - 0.05]
+        kept = {index: players(one.clip, limit) if one.seconds > limit else one for index, one in kept.items()}
+    cut = [one.seconds for one in kept.values() if one.seconds < one.whole_s - 0.05]
     if cut:
         notes.append(f"{len(cut)} of {len(kept)} clips are longer and end after {max(cut):.1f} s here")
     return list(kept.values()), notes
@@ -132,8 +125,7 @@ def players(clip: Clip, max_s: float) -> Players:
     words = sum(len(p.text) for p in made) + sum(len(e.reference) + len(e.hypothesis) for e in edited)
     fixed = sum(len(p.picture) for p in made) + 4 * (words + len(clip.note)) + 800 * (1 + len(made))
     whole = max((len(w) for w in full.values()), default=0) / max(1, clip.sample_rate)
-    top_hz = clip.sample_rate / 2
-    return Players(clip.key, clip.note, clip.label, seconds, whole, top_hz, made, fixed, rate, clip.edits)
+    return Players(clip, seconds, whole, clip.sample_rate / 2, made, fixed, rate)
 
 
 def _player(clip: Clip, system: str, wav: np.ndarray | None, picture: np.ndarray | None, top_db: float) -> Player:
@@ -166,7 +158,7 @@ def encode(wav: np.ndarray, sample_rate: int) -> tuple[str, bytes]:
         sf.write(out, wav, sample_rate, format="FLAC", subtype="PCM_16")
         return "audio/flac", out.getvalue()
     # the encoder cuts off the top eighth of its band, where enhancers and vocoders hiss: give it a wider one
-    rate = next((r for r in MP3_RATES if r >= 1.25 * sample_rate), MP3_RATES[-1])
+    rate = next((r for r in MP3_LEVEL if r >= 1.25 * sample_rate), max(MP3_LEVEL))
     sound = wav if rate == sample_rate else np.clip(soxr.resample(wav, sample_rate, rate), -1, 1)
     options: dict[str, Any] = {"compression_level": MP3_LEVEL[rate], "bitrate_mode": "CONSTANT"}
     sf.write(out, sound, rate, format="MP3", subtype="MPEG_LAYER_III", **options)
@@ -186,7 +178,7 @@ def spectrogram_db(wav: np.ndarray, n_fft: int = 512, hop: int = 128, max_frames
 
 def _thinned(made: Sequence[Players], room: float) -> list[int]:
     """Clips that fit when cut to ``MIN_CLIP_S``, in order."""
-    first = list({clip.label: index for index, clip in reversed(list(enumerate(made))) if clip.label}.values())
+    first = list({p.clip.label: index for index, p in reversed(list(enumerate(made))) if p.clip.label}.values())
     rest = [index for index in range(len(made)) if index not in first]
     kept, used = set(), 0.0
     for index in [*sorted(first), *_spread(rest)]:

@@ -50,14 +50,14 @@ def render(data: ReportData, max_bytes: int) -> str:
     }
     bare = page.render(**context, clips=[], notes=data.notes, handed="", labels=[], blind=False, systems=[])
     clips, remarks = players.fit(data.clips, max(MIN_SOUND, max_bytes - len(bare.encode("utf-8", "replace"))))
-    clips = sorted(clips, key=lambda c: not c.label)  # those that were chosen for a reason come first
+    clips = sorted(clips, key=lambda c: not c.clip.label)  # those that were chosen for a reason come first
     systems = list(dict.fromkeys([*data.means, *(p.system for c in clips for p in c.players)]))
     html = page.render(
         **context,
         clips=clips,
         notes=[*data.notes, *remarks],
         handed=Markup(_handed(data, clips, systems)),
-        labels=list(dict.fromkeys(c.label for c in clips if c.label)),
+        labels=list(dict.fromkeys(c.clip.label for c in clips if c.clip.label)),
         blind=any(len({p.system for p in c.players if p.audio}) > 1 for c in clips),
         systems=systems,
     )
@@ -80,7 +80,7 @@ def _handed(data: ReportData, clips: Sequence[players.Players], systems: Sequenc
         return {**place, "scores": p.scores}
 
     def clip(c: players.Players) -> dict[str, Any]:
-        facts = {"key": c.key, "label": c.label, "seconds": round(c.seconds, 3)}
+        facts = {"key": c.clip.key, "label": c.clip.label, "seconds": round(c.seconds, 3)}
         return {**facts, "players": list(map(player, c.players))}
 
     facts = {

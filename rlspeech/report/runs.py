@@ -324,17 +324,6 @@ def number(value: Any) -> float | None:
         return None
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value; entries of a list that have names are found by them, so that their order does not matter."""
-    if isinstance(tree, list) and tree and all(isinstance(v, dict) and isinstance(v.get("name"), str) for v in tree):
-        if len({v["name"] for v in tree}) == len(tree):
-            tree = {v["name"]: {k: x for k, x in v.items() if k != "name"} for v in tree}
-    if not (isinstance(tree, dict) and tree):
-        return {prefix: tree}
-    parts = (flat(sub, f"{prefix}.{name}" if prefix else str(name)) for name, sub in tree.items())
-    return {k: v for part in parts for k, v in part.items()}
-
-
 def find(files: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     """The file of each item, by key, where there is one; stems are keys made safe."""
     folded: dict[str, Any] = {}

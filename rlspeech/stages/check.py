@@ -19,7 +19,6 @@ from rlspeech import log, plugins
 from rlspeech.data.decode import TOLERANCE_S, AudioError, SoundInfo, regular_file, sound_info
 from rlspeech.data.manifest import ASIDE_NAMES, PATH_KEYS, RECIPE_NAME, holds_rows, scan
 from rlspeech.files import numbered_rows, object_or_reason, read_object
-from rlspeech.log import several
 from rlspeech.schema import load_yaml
 from rlspeech.settings import resolve
 from rlspeech.types import UserError, Utterance
@@ -50,7 +49,7 @@ def run(path: Path, schemas: Mapping[str, str], *, stage: str | None = None) -> 
             log.error(f"{p['path']}{':' + str(p['line']) if p['line'] else ''}: {p['message']}")
         if len(found.problems) > SHOWN:
             log.error(f"and {len(found.problems) - SHOWN} more (all of them with --json)")
-        log.say(f"{several(len(found.problems), 'problem')} in {path} ({found.kind})")
+        log.say(f"{log.several(len(found.problems), 'problem')} in {path} ({found.kind})")
     else:
         rows = [[k, f"{v:.6g}" if isinstance(v, float) else str(v)] for k, v in found.facts.items()]
         log.table(f"{path}: {found.kind}, no problems", ["", ""], rows)

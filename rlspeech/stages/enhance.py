@@ -30,7 +30,6 @@ from rlspeech.data.inputs import SOUND, Item, expand
 from rlspeech.data.manifest import ROWS
 from rlspeech.data.video import LIPS_FPS, LipsError
 from rlspeech.files import held, too_long, write_error
-from rlspeech.log import several
 from rlspeech.stages.jobs import FileJob, summarise
 from rlspeech.tasks import get_task
 from rlspeech.tasks.owners import check_owners
@@ -97,7 +96,7 @@ def run(config: Enhance) -> dict[str, Any]:
         with held(out):
             _enhance(config, todo, notes)
     for note, count in notes.items():
-        log.say(f"{several(count, 'file')} {note}")
+        log.say(f"{log.several(count, 'file')} {note}")
     summary = summarise("enhanced", "file", jobs, todo, began_s, str(out), "rlspeech check on the input")
     if blind := sum(n for note, n in notes.items() if note.startswith(BLIND)):
         summary["without_video"] = blind
@@ -113,8 +112,11 @@ def _jobs(config: Enhance, out: Path) -> list[_Job]:
     if not jobs:
         raise UserError("nothing to enhance", f"looked for {', '.join(sorted(SOUND))}", "rlspeech enhance --help")
     wanted = [job for job in jobs if job.error is None]
-    if config.video is not None:
-        _check_video(config.video, len(wanted))
+    if config.video is not None and not Path(config.video).exists():
+        raise UserError(f"no video at {config.video}", "missing file", "--video with a file or a folder")
+    if config.video is not None and len(wanted) > 1 and not Path(config.video).is_dir():
+        try_this = "--video with a folder of files that are named as the recordings"
+        raise UserError(f"one video for {len(wanted)} recordings", config.video, try_this)
     sources = {_identity(job.source): job.source for job in wanted}
     taken: dict[Path, Path] = {}
     for job in wanted:
@@ -128,14 +130,6 @@ def _jobs(config: Enhance, out: Path) -> list[_Job]:
             job.fail(f"its result would have the name of that of {taken[job.target]}")
         taken.setdefault(job.target, job.source)
     return jobs
-
-
-def _check_video(video: str, inputs: int) -> None:
-    if not Path(video).exists():
-        raise UserError(f"no video at {video}", "missing file", "--video with a file or a folder")
-    if inputs > 1 and not Path(video).is_dir():
-        try_this = "--video with a folder of files that are named as the recordings"
-        raise UserError(f"one video for {inputs} recordings", video, try_this)
 
 
 def _expand(path: Path, out: Path) -> Iterator[_Job]:
@@ -170,7 +164,7 @@ def _enhance(config: Enhance, jobs: Sequence[_Job], notes: Counter[str]) -> None
     model, _ = task.load(config.model, engine.device)
     options = Evaluate(task=config.task, nfe=config.nfe, guidance=config.guidance, seed=config.seed)
     enhancer = task.enhancer(model, seed=config.seed, config=options)
-    log.say(f"{several(len(jobs), 'file')}, {engine.reason}")
+    log.say(f"{log.several(len(jobs), 'file')}, {engine.reason}")
     with log.progress(len(jobs), "enhance", "files") as bar, Watchdog() as dog:
         for at in range(0, len(jobs), config.batch):
             held: list[_Recording] = []

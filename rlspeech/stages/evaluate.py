@@ -22,7 +22,6 @@ from rlspeech.config import Evaluate
 from rlspeech.data.batches import columns_of
 from rlspeech.data.manifest import find_manifest, holds_rows, read_manifest
 from rlspeech.engine import Engine, Watchdog
-from rlspeech.log import several
 from rlspeech.models.hub import fingerprint
 from rlspeech.report.build import compared, print_table, write_page
 from rlspeech.report.runs import open_runs
@@ -75,8 +74,8 @@ def run(config: Evaluate) -> dict[str, Any]:
         return {}
     with Run.create(config.out, "eval", config, neutral=(*NEUTRAL, *evaluation.neutral)) as folder, Watchdog() as dog:
         folder.note(device=engine.reason, manifest=str(manifest))
-        counts = (several(len(utts), "utterance"), several(len(systems), "system"), several(len(metrics), "metric"))
-        log.say(", ".join([*counts, engine.reason]))
+        counts = {"utterance": len(utts), "system": len(systems), "metric": len(metrics)}
+        log.say(", ".join([*(log.several(count, what) for what, count in counts.items()), engine.reason]))
         for note in notes:
             log.say(note)
         evaluation.device, table = engine.device, ScoreTable(folder.path, metrics)

@@ -37,13 +37,10 @@ class Ending:
     Ctrl-C, and what a scheduler or a closed terminal sends (SIGTERM, SIGHUP), are one. All processes decide together, after each step.
     The step at hand is finished and saved first, a second Ctrl-C ends at once; of several processes a launcher passes on what the
     terminal has sent already, so that there the second must come ``REPEAT_S`` later.
-
-    Attributes:
-        late, asked: the minutes are over; a signal has come. As of the last ``look``.
     """
 
     def __init__(self, ranks: Ranks, minutes: float | None) -> None:
-        self.late = self.asked = False
+        self.late = self.asked = False  # the minutes are over; a signal has come: as of the last ``look``
         self._ranks, self._minutes, self._began_s = ranks, minutes, time.monotonic()
         self._before = dict[int, Any]()
         self._pressed_s: float | None = None

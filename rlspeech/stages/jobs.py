@@ -11,7 +11,6 @@ from typing import Any
 from rlspeech import log
 from rlspeech.data.audio import AudioError
 from rlspeech.data.inputs import Item
-from rlspeech.log import several
 from rlspeech.types import UserError
 
 
@@ -75,9 +74,9 @@ def summarise(
     skipped = sum(j.error is None for j in jobs) - len(good)
     if failed and not good and not skipped:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(failed.items())[:3])
-        raise UserError(f"not one of {several(len(failed), unit)} could be {verb}", why, try_this)
+        raise UserError(f"not one of {log.several(len(failed), unit)} could be {verb}", why, try_this)
     audio_s, wall_s = sum(j.seconds for j in good), time.monotonic() - began_s
-    counts = f"{several(len(good), unit)} {verb}, {skipped} exist already, {len(failed)} left out"
+    counts = f"{log.several(len(good), unit)} {verb}, {skipped} exist already, {len(failed)} left out"
     log.say(f"{counts}; {audio_s:.1f} s of audio in {wall_s:.1f} s{f': {out}' if out else ''}")
     return {
         verb: len(good),

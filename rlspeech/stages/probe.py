@@ -9,7 +9,6 @@ and noise: 0 means no common direction, and no learning rate makes one. All rewa
 
 from __future__ import annotations
 
-import json
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -28,9 +27,11 @@ from rlspeech.config import RL, Exploration
 from rlspeech.config_parts import Sampling
 from rlspeech.data.batches import batches, with_video
 from rlspeech.engine import Engine
-from rlspeech.files import parse_json, write_text
+from rlspeech.files import parse_json
 from rlspeech.models.adapters import Adapted
+from rlspeech.report.calibrate import text_of
 from rlspeech.rewards.scorer import Scorer
+from rlspeech.scores import write_json
 from rlspeech.stages.rl import make_scorer
 from rlspeech.stats import Interval, pairwise_cosine
 from rlspeech.tasks import complete, get_task
@@ -95,8 +96,7 @@ def run(config: RL) -> dict[str, Any]:
                 row = {"setting": label(setting), _kind(setting): setting.model_dump(mode="json")}
                 rows.append({**row, "rollouts_per_s": rate, **found})
                 if path is not None:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_text(path, json.dumps(summary, indent=2) + "\n")
+                    write_json(path, summary)
         finally:  # also of a probe that was interrupted
             _show(config, rows)
     return summary
@@ -166,12 +166,8 @@ def label(e: Setting) -> str:
 
 
 def _cell(found: dict[str, Any]) -> str:
-    if found["mean"] is None:
-        return "-"
     critical = f" ({found['critical_prompts']:.0f})" if found["critical_prompts"] is not None else ""
-    if found["lo"] is None:
-        return f"{found['mean']:+.3f}{critical}"
-    return f"{found['mean']:+.3f} [{found['lo']:+.3f}, {found['hi']:+.3f}]{critical}"
+    return text_of({**found, "value": found["mean"]}) + critical
 
 
 def probe_gradients(

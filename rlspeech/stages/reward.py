@@ -25,7 +25,6 @@ from rlspeech.data.decode import remarks
 from rlspeech.data.inputs import HYPOTHESES, Item, Items, collect, without_audio
 from rlspeech.data.inputs import load as read_audio
 from rlspeech.files import held
-from rlspeech.log import several
 from rlspeech.plugins import load, load_function
 from rlspeech.report.build import write_page
 from rlspeech.report.calibrate import ORDER, calibrated, print_calibration
@@ -211,7 +210,7 @@ def _report(scores: ScoreFile, scorer: Scorer, items: Items, config: ScoreFolder
     notes += [f"{name}: {rate['text']}" for name, rate in corpus.items()]
     notes += [*_input_notes(scorer, items), f"scores: {scores.path}"]
     heading = ["metric", "mean [95 % interval]", "valid", "failed"]
-    log.table(f"{config.system}: {several(len(items), 'file')}", heading, rows, notes)
+    log.table(f"{config.system}: {log.several(len(items), 'file')}", heading, rows, notes)
     order = None
     if not items.columns.isdisjoint(ORDER):
         better = {n: bool(facts["higher_is_better"]) for n, facts in scores.metrics.items()}
@@ -262,7 +261,7 @@ def _corpus_rates(scores: ScoreFile, keys: Sequence[str], seed: int) -> dict[str
         if rows := [{k: row[f"{k}{own}"] for k in UNITS} for row in found]:
             rate, parts, size = units_rate(rows, seed)
             split = ", ".join(f"{v:.2f} {k}" for k, v in parts.items())
-            where = f"{size} units in {several(len(rows), 'file')}, texts by {normaliser}"
+            where = f"{size} units in {log.several(len(rows), 'file')}, texts by {normaliser}"
             made[f"all words together{own}"] = {
                 **{"wer": rate.mean, "lo": rate.lo, "hi": rate.hi, **parts, "units": size, "n": len(rows)},
                 **{"normaliser": normaliser, "text": f"error rate {rate.text(2)} % ({split}) of {where}"},

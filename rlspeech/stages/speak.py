@@ -31,7 +31,6 @@ from rlspeech.data.decode import sound_info
 from rlspeech.data.manifest import holds_rows, read_manifest, write_manifest
 from rlspeech.data.text import normalise_basic
 from rlspeech.files import JsonlWriter, dumps, held, read_jsonl, read_text, safe_name, write_text
-from rlspeech.log import several
 from rlspeech.parallel import one_by_one
 from rlspeech.stages.jobs import Job, summarise
 from rlspeech.tasks.owners import check_owners
@@ -207,7 +206,7 @@ def _synthesise(config: Speak, jobs: Sequence[_Job], journal: JsonlWriter | None
     engine, task = Engine(config.device, "fp32", config.seed), get_task(SYNTHESIS)
     model, _ = task.load(config.model, engine.device)
     rate, waiting = task.sample_rate_of(model), list[tuple[_Job, Any, bool]]()
-    log.say(f"{several(len(jobs), 'text')}, {engine.reason}")
+    log.say(f"{log.several(len(jobs), 'text')}, {engine.reason}")
     _check_prompt(config, jobs, model)
     how: dict[str, Any] = {"sampling": config.sampling, "seed": config.seed, "device": str(engine.device)}
     synthesise = task.best_of(model, config.model, config.best_of, config.judge, **how)

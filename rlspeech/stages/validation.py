@@ -14,7 +14,7 @@ import re
 import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,27 +89,24 @@ class GuardWatch:
         return f"step {step}: " + "; ".join(reasons) if reasons else None
 
 
+@dataclass
 class Validation:
-    """The held-out clips of a run, their scores at every validation, and what guards say of them.
+    """The held-out clips of a run, their scores at every validation, and what guards say of them."""
 
-    Args:
-        config: the run's, its rewards and guards filled in.
-        judge: computes rewards and guards.
-        clips: the same ones every time.
+    config: RL  # the run's, its rewards and guards filled in
+    engine: Engine
+    task: Task
+    folder: Run
+    judge: Scorer  # computes rewards and guards
+    clips: list[Clip]  # the same ones every time
+    # columns of each validation, ``{"step": ..., name: [a value a clip]}``, the first before training
+    history: list[dict[str, Any]] = field(default_factory=list)
+    tripped: str | None = None  # a guard's reason to stop, or None
+    best: float = -math.inf  # largest mean gain in reward of a step that no guard objects to
+    gain: float | None = None  # the last validation's mean gain in reward; None before the second one
 
-    Attributes:
-        history: columns of each validation, ``{"step": ..., name: [a value a clip]}``, the first before training.
-        tripped: a guard's reason to stop, or None.
-        best: largest mean gain in reward of a step that no guard objects to.
-        gain: the last validation's mean gain in reward; None before the second one.
-    """
-
-    def __init__(self, config: RL, engine: Engine, task: Task, folder: Run, judge: Scorer, clips: list[Clip]) -> None:
-        self.config, self.engine, self.task, self.folder, self.judge = config, engine, task, folder, judge
-        self.clips, self.history = list(clips), list[dict[str, Any]]()
-        self.guards, self.best = GuardWatch(config.guards), -math.inf
-        self.tripped: str | None = None
-        self.gain: float | None = None
+    def __post_init__(self) -> None:
+        self.guards = GuardWatch(self.config.guards)
 
     def restore(self, history: list[dict[str, Any]], best: float | None) -> None:
         """Take up what an earlier attempt has found. Raises ``TypeError`` and others where it is spoilt."""

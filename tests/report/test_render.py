@@ -304,7 +304,7 @@ def test_short_of_room_all_clips_are_cut_alike() -> None:
     clips = [Clip(f"c{i}", {"x": noise[: s * RATE]}, RATE) for i, s in enumerate((12, 12, 2, 12))]
     whole = sum(p.size(99) for p in players.fit(clips, 10**8)[0])
     kept, notes = players.fit(clips, int(0.7 * whole))
-    assert [k.key for k in kept] == ["c0", "c1", "c2", "c3"] and kept[2].seconds == 2 and 4 < kept[0].seconds < 12
+    assert [k.clip.key for k in kept] == ["c0", "c1", "c2", "c3"] and kept[2].seconds == 2 and 4 < kept[0].seconds < 12
     assert len({round(k.seconds, 3) for k in kept}) == 2 and sum(k.size(99) for k in kept) < 0.7 * whole
     assert notes == [f"3 of 4 clips are longer and end after {kept[0].seconds:.1f} s here"]
 
@@ -314,7 +314,7 @@ def test_shorter_still_clips_are_left_out_evenly_but_one_of_a_label_stays() -> N
     clips = [Clip(f"c{i}", {"x": noise}, RATE, label={9: "worst", 10: "largest gain"}.get(i, "")) for i in range(20)]
     one = players.players(clips[0], 9).size(9)
     kept, notes = players.fit(clips, int(6.5 * one))
-    keys = [k.key for k in kept]
+    keys = [k.clip.key for k in kept]
     assert len(keys) == 6 and {"c9", "c10", "c0", "c19"} <= set(keys) and keys == sorted(keys, key=lambda k: int(k[1:]))
     assert notes[0].startswith("14 of 20 clips were left out to keep this page small: c")
     assert players.fit(clips, 10)[0] == []

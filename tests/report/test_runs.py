@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tiny_runs import eval_run, rl_run, write_json
 
-from rlspeech.report.runs import find, flat, number, open_runs
+from rlspeech.report.runs import find, number, open_runs
+from rlspeech.run import flat
 from rlspeech.types import UserError
 
 
@@ -85,5 +86,5 @@ def test_numbers_and_settings() -> None:
     assert all(number(v) is None for v in (True, None, "3", math.nan, math.inf, 10**400))
     rewards = [{"name": "b", "weight": 1}, {"name": "a", "weight": 2}]
     settings = {"rewards": rewards, "x": {"y": [1, 2]}, "none": {}}
-    assert flat(settings) == {"rewards.b.weight": 1, "rewards.a.weight": 2, "x.y": [1, 2], "none": {}}
-    assert flat({"r": rewards}) == flat(json.loads(json.dumps({"r": rewards[::-1]})))
+    assert flat(settings, by_name=True) == {"rewards.b.weight": 1, "rewards.a.weight": 2, "x.y": [1, 2], "none": {}}
+    assert flat({"r": rewards}, by_name=True) == flat(json.loads(json.dumps({"r": rewards[::-1]})), by_name=True)
