@@ -87,6 +87,8 @@ def test_bucketed_order_is_a_permutation_with_little_padding() -> None:
     assert not np.array_equal(bucketed, order(lengths, 1, 0, 8, True))
     np.testing.assert_array_equal(bucketed, order(lengths, 0, 0, 8, True))
     assert np.corrcoef(np.arange(997), np.take(lengths, bucketed))[0, 1] < 0.3  # batches themselves are shuffled
+    walk = [c.key for clips, _ in islice(batches(Source(12), 3, 0.0, seed=5, bucketed=False), 4) for c in clips]
+    assert walk == [f"u{i}" for i in order([1.0] * 12, 0, 5, 3, False)]
 
 
 def test_bad_utterances_are_passed_over() -> None:
