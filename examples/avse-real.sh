@@ -8,8 +8,8 @@ set -euo pipefail
 data=${DATA:-${RLSPEECH_REALDATA:?set DATA to a folder with speech/ and noise/}}
 out=${OUT:-runs/avse-real}; model=${MODEL:-embedded}
 few=(); eval_few=(); count=60; seeds=${SEEDS:-0 1 2}
-[ -z "${TINY:-}" ] || { few=(--set steps=2 --set valid_items=2 --set prompts_per_step=2 --set group=2 --set valid_every=2 --set save_every=2)
-  eval_few=(--metric si_sdr --metric llm); count=3; seeds=0; }
+[ -z "${TINY:-}" ] || { few=(--set steps=2 --set valid_items=2 --set prompts_per_step=2 --set group=2 --set valid_every=2 --set save_every=2 --set clip_s=1)
+  eval_few=(--metric si_sdr --metric llm); count=2; seeds=0; }
 clean=(); for c in ${CLEAN:-librispeech_train_clean_100 vctk ljspeech cmu_arctic common_voice picovoice_commands}; do clean+=(--clean "$data/speech/$c"); done
 mix=(--snr 0 20 --level -30 -20 --talker 0.7 --mouths)
 

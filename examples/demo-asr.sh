@@ -5,8 +5,8 @@
 # The voices are synthetic: this shows that the chain works, and what rule rewards do to invented words.
 set -euo pipefail
 out=${OUT:-runs/demo-asr}
-rl_few=(--set steps=30 --set valid_every=15 --set save_every=15); [ -z "${TINY:-}" ] || rl_few=(--set steps=2 --set valid_every=2 --set save_every=2 --set valid_items=3 --set prompts_per_step=2 --set group=2)
-eval_few=(); [ -z "${TINY:-}" ] || eval_few=(--set limit=6)
+rl_few=(--set steps=30 --set valid_every=15 --set save_every=15); [ -z "${TINY:-}" ] || rl_few=(--set steps=2 --set valid_every=2 --set save_every=2 --set valid_items=2 --set prompts_per_step=2 --set group=2)
+eval_few=(); [ -z "${TINY:-}" ] || eval_few=(--set limit=4)
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 say() { printf '\n== %s\n' "$1" >&2; }
 SECONDS=0

@@ -5,9 +5,9 @@
 # The faces are drawn (corpora/lips.py), the voices synthetic: this shows that the chain works, not how well it reads real faces.
 set -euo pipefail
 out=${OUT:-runs/demo-avse}
-few=(); [ -z "${TINY:-}" ] || few=(--set steps=2 --set valid_every=2 --set save_every=2 --set valid_items=2 --set batch=2)
-rl_few=(); [ -z "${TINY:-}" ] || rl_few=(--set steps=2 --set valid_every=2 --set save_every=2 --set valid_items=2 --set prompts_per_step=2 --set group=2)
-eval_few=(); [ -z "${TINY:-}" ] || eval_few=(--set limit=3 --metric si_sdr --metric llm)
+few=(); [ -z "${TINY:-}" ] || few=(--set steps=2 --set valid_every=2 --set save_every=2 --set valid_items=2 --set batch=2 --set mixing.clip_s=1)
+rl_few=(); [ -z "${TINY:-}" ] || rl_few=(--set steps=2 --set valid_every=2 --set save_every=2 --set valid_items=2 --set prompts_per_step=2 --set group=2 --set clip_s=1)
+eval_few=(); [ -z "${TINY:-}" ] || eval_few=(--set limit=2 --metric si_sdr --metric llm)
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 say() { printf '\n== %s\n' "$1" >&2; }
 SECONDS=0

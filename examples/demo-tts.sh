@@ -7,7 +7,7 @@
 # For results on new texts see tts-real.sh.
 set -euo pipefail
 out=${OUT:-runs/demo-tts}
-few=(--steps 30 --set valid_every=15 --set save_every=15); eval_few=(--limit 24); [ -z "${TINY:-}" ] || { few=(--set steps=2 --set valid_every=2 --set save_every=2 --set valid_items=3 --set prompts_per_step=2 --set group=2); eval_few=(--limit 6); }
+few=(--steps 30 --set valid_every=15 --set save_every=15); eval_few=(--limit 24); [ -z "${TINY:-}" ] || { few=(--set steps=2 --set valid_every=2 --set save_every=2 --set valid_items=2 --set prompts_per_step=2 --set group=2); eval_few=(--limit 2); }
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 say() { printf '\n== %s\n' "$1" >&2; }
 SECONDS=0

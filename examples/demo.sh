@@ -4,9 +4,10 @@
 #   TINY=1      a few steps of everything, for tests
 set -euo pipefail
 out=${OUT:-runs/demo}
-few=(); [ -z "${TINY:-}" ] || few=(--set steps=2 --set valid_every=2 --set save_every=2 --set valid_items=3)
-rl_few=(); [ -z "${TINY:-}" ] || rl_few=("${few[@]}" --set prompts_per_step=2 --set group=4)
-eval_few=(); [ -z "${TINY:-}" ] || eval_few=(--set limit=3 --metric estoi --metric si_sdr)
+few=(); [ -z "${TINY:-}" ] || few=(--set steps=2 --set valid_every=2 --set save_every=2 --set valid_items=2)
+rl_few=(); [ -z "${TINY:-}" ] || rl_few=("${few[@]}" --set prompts_per_step=2 --set group=2 --set clip_s=1)
+[ -z "${TINY:-}" ] || few+=(--set batch=2 --set mixing.clip_s=1)
+eval_few=(); [ -z "${TINY:-}" ] || eval_few=(--set limit=2 --metric estoi --metric si_sdr)
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 say() { printf '\n== %s\n' "$1" >&2; }
 SECONDS=0

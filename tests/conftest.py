@@ -8,6 +8,8 @@ import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import typer.testing
@@ -65,6 +67,25 @@ def realdata() -> Path:
 def realmodels() -> Path:
     """Folder with real models, ``whisper-tiny.en`` and ``packages`` below it; the tests that ask for it carry ``realmodels``."""
     return folder_of("RLSPEECH_REALMODELS")
+
+
+@pytest.fixture(scope="session")
+def librosa() -> ModuleType:
+    """librosa, imported before anything else does it, without numba: that compiles for 20 s, once, what no test calls."""
+
+    def plain(*given: Any, **_: Any) -> Any:
+        return given[0] if given and callable(given[0]) else plain
+
+    numba = ModuleType("numba")
+    for name in ("jit", "stencil", "vectorize", "guvectorize"):
+        setattr(numba, name, plain)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "numba", numba)
+        module = pytest.importorskip("librosa")
+        assert (
+            module.feature.melspectrogram and module.power_to_db and module.filters.mel
+        )  # are imported when they are named
+    return module
 
 
 @pytest.fixture(autouse=True)

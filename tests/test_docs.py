@@ -124,8 +124,10 @@ def runs(given: dict[str, dict[str, Any]], folder: Path) -> Iterator[tuple[str, 
     more: list[tuple[str, str, dict[str, Any]]] = [("asr", "grpo", off), ("tts", "diffro", {"diffro": head})]
     for i, (task, form, changes) in enumerate([*((t, f, {}) for t, f in matrix.SUPPORTED), *more]):
         out = folder / f"rl-{i}"
-        settings = matrix.config(given, task, form, out, steps=1)
-        rl.run(RL.model_validate(settings.model_dump() | changes))
+        settings = matrix.config(given, task, form, out)
+        summary = rl.run(RL.model_validate(settings.model_dump() | changes))
+        if not changes:
+            matrix.check_two_steps(summary, given[task]["model"], form)
         yield f"rl {task} {form}", out
     for i, settings in enumerate(pretraining(given, folder)):
         out = folder / f"pretrain-{i}"

@@ -16,10 +16,10 @@ import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = ["steps=2", "batch=2", "valid_items=2"]
-UPDATES = ["steps=1", "prompts_per_step=2", "group=2", "micro_batch=1", "updates_per_collection=1", "valid_items=2"]
+UPDATES = ["steps=1", "prompts_per_step=2", "group=2", "micro_batch=1", "updates_per_collection=1", "valid_items=1"]
 TINY = {
-    "pretrain": [*STEPS, "mixing.clip_s=1.0", "max_minutes=2"],
-    "rl": [*UPDATES, "clip_s=1.0", "probe_batches=4", "workers=1"],
+    "pretrain": [*STEPS, "mixing.clip_s=0.5", "max_minutes=2"],
+    "rl": [*UPDATES, "clip_s=0.5", "probe_batches=4", "workers=1"],
     "eval": ["limit=2", "players=1", "workers=1"],
     "enhance": ["nfe=1"],
 }

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from pydantic import BaseModel
 
 from rlspeech import files
@@ -173,30 +174,35 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 HOLD = """
-import sys, time
-sys.path.insert(0, {here!r})
+import os, sys, time
+sys.path[:0] = [{here!r}, {here!r} + "/tiny"]
 from test_run import Config
 from rlspeech.run import Run
 run = Run.create({path!r}, "rl", Config())
-print("held", flush=True)
+print(os.getpid(), flush=True)
 time.sleep(60)
 """
 
 
+def script(folder: Path, code: str) -> subprocess.Popen[str]:
+    """Start a script that says its process's number first; ``path`` in it is a folder."""
+    env = warm.environment(folder)
+    (folder / "script.py").write_text(code.format(here=str(Path(__file__).parent), path=str(folder / "run")))
+    call = ["python", str(folder / "script.py")]
+    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
 def test_second_process_is_told_the_pid_and_a_dead_lock_is_taken_over(tmp_path: Path) -> None:
-    code = HOLD.format(here=str(Path(__file__).parent), path=str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=ENV) as other:
-        try:
-            assert other.stdout is not None and other.stdout.readline() == "held\n"
-            with pytest.raises(UserError, match="in use") as caught:
-                Run.create(tmp_path, "rl", Config())
-            assert str(other.pid) in caught.value.why
-        finally:
-            other.kill()
-            other.wait()
-    with Run.create(tmp_path, "rl", Config()), pytest.raises(UserError, match="in use"):
-        Run.create(tmp_path, "rl", Config())
-    assert (tmp_path / ".lock").read_text() == str(os.getpid())
+    with script(tmp_path, HOLD) as other:
+        assert other.stdout is not None
+        pid = int(other.stdout.readline())
+        with pytest.raises(UserError, match="in use") as caught:
+            Run.create(tmp_path / "run", "rl", Config())
+        os.kill(pid, signal.SIGKILL)
+    assert str(pid) in caught.value.why
+    with Run.create(tmp_path / "run", "rl", Config()), pytest.raises(UserError, match="in use"):
+        Run.create(tmp_path / "run", "rl", Config())
+    assert (tmp_path / "run" / ".lock").read_text() == str(os.getpid())
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
@@ -301,8 +307,8 @@ def test_full_disk_is_said_and_costs_nothing(tmp_path: Path) -> None:
 
 
 KILL = """
-import sys, time
-sys.path.insert(0, {here!r})
+import os, sys
+sys.path[:0] = [{here!r}, {here!r} + "/tiny"]
 import torch
 from test_run import Config
 from rlspeech.run import Run
@@ -312,7 +318,7 @@ step = found[1]["step"] if found else 0
 if found:
     assert bool((found[1]["w"] == step).all()), "torn state"
     assert (found[0] / "model.bin").read_bytes() == bytes([step % 256]) * 200_000, "torn model"
-print(step, flush=True)
+print(os.getpid(), step, flush=True)
 while True:
     step += 1
     run.log(step, loss=1.0)
@@ -324,18 +330,17 @@ while True:
 def test_killed_while_writing_checkpoints_it_goes_on_from_a_whole_one(tmp_path: Path) -> None:
     rng, seen = random.Random(1), []
     for _ in range(8):
-        call = [sys.executable, "-c", KILL.format(here=str(Path(__file__).parent), path=str(tmp_path))]
-        with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV) as child:
+        with script(tmp_path, KILL) as child:
             assert child.stdout is not None and child.stderr is not None
             line = child.stdout.readline()
             assert line, child.stderr.read()
-            seen.append(int(line))
+            pid, step = map(int, line.split())
+            seen.append(step)
             time.sleep(rng.uniform(0.02, 0.25))
-            child.send_signal(signal.SIGKILL)
-            child.wait()
+            os.kill(pid, signal.SIGKILL)
             assert "cannot be read" not in child.stderr.read()
     assert seen == sorted(seen) and seen[-1] > 0
-    with Run.create(tmp_path, "rl", Config()) as run:
+    with Run.create(tmp_path / "run", "rl", Config()) as run:
         found = _kept(run)
         assert bool((found["w"] == found["step"]).all())
         steps = [row["step"] for row in read_metrics(run.path / "metrics.jsonl")]

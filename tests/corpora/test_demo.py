@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+import warm
 
 from rlspeech.config import Mixing
-from rlspeech.corpora import demo
+from rlspeech.corpora import demo, lips
 from rlspeech.corpora.demo import demo_commands, demo_commands_clean
 from rlspeech.corpora.lips import movements
 from rlspeech.data.audio import load_audio, rms_dbfs, to_level
@@ -160,8 +161,8 @@ def test_faces_are_drawn_and_say_so(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a" / "test.meta.json").read_text())["video"] == "drawn"
 
 
-@pytest.mark.slow
-def test_the_recipe_with_faces_mixes_talkers(tmp_path: Path) -> None:
+def test_the_recipe_with_faces_mixes_talkers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lips, "draw_mouth", warm.still_mouth)
     recipe = demo.demo_recipe(tmp_path, faces=True)
     clean = read_manifest(tmp_path / "clean.jsonl")
     assert len(clean) == 60 and all(u.lips_filepath for u in clean)

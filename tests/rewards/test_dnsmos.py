@@ -52,8 +52,8 @@ def test_cut_windows_answer_exactly_what_whole_windows_do(kind, length):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seconds", "snr"), [(0.35, 30), (2.0, 5), (1.28, 12), (2.3, 12)])  # the last two: one window
-def test_agrees_with_speechmos_on_made_up_signals(seconds, snr):
+@pytest.mark.parametrize(("seconds", "snr"), [(0.35, 30), (1.28, 12), (2.3, 12)])  # the last two: one window
+def test_agrees_with_speechmos_on_made_up_signals(librosa, seconds, snr):
     from speechmos import dnsmos
 
     wav = with_noise(voice(seconds, seed=5), snr)
@@ -67,27 +67,27 @@ def test_agrees_with_speechmos_on_made_up_signals(seconds, snr):
 
 @pytest.mark.realdata
 @pytest.mark.slow
-def test_agrees_with_speechmos_on_real_clips(real_rows):
-    """9 clips from 0.3 to 16 s, clean and noisy, P.835 and P.808; three of them personalised."""
+def test_agrees_with_speechmos_on_real_clips(librosa, real_rows):
+    """Clips from 0.3 to 11.3 s, clean and noisy, P.835 and P.808; two of them personalised."""
     from speechmos import dnsmos
 
     from rlspeech.data.audio import load_audio
 
     rng = np.random.default_rng(0)
     speech = [r for r in real_rows if r["kind"] == "speech"]
-    lengths = np.concatenate([np.geomspace(0.3, 9.5, 6), rng.uniform(9.0, 16.0, 1), [11.3, 4.5]])
+    lengths = [0.3, 1.7, 9.5, 11.3]
     worst, families = 0.0, (Dnsmos(threads=1), P808(threads=1), PersonalisedDnsmos(threads=1))
     for i, seconds in enumerate(lengths):
         wav = np.zeros(0, np.float32)
         while len(wav) < seconds * 16000:
             wav = np.concatenate([wav, load_audio(str(rng.choice(speech)["path"]))])
         wav = wav[: int(seconds * 16000)]
-        if i % 3 == 0:
+        if i % 2:
             wav = with_noise(wav, rng.uniform(-5, 20), i)
         wav = wav / max(1.0, float(np.abs(wav).max()))
         parts, reference = ["sig", "bak", "ovrl"], dnsmos.run(wav, 16000)
         runs = [(families[0], "dnsmos", parts, reference), (families[1], "dnsmos", ["p808"], reference)]
-        if i % 4 == 0:
+        if i % 3 == 0:
             personal = dnsmos.run(wav, 16000, model_type="dnsmos_personalized")
             runs.append((families[2], "pdnsmos", parts, personal))
         for family, prefix, parts, theirs in runs:

@@ -1,4 +1,5 @@
-"""Every algorithm on every task: two steps of each pair that goes together, and of the others the reason, before any data is read."""
+"""Every algorithm on every task: each pair that goes together (``tests/test_docs.py`` runs two steps of it and reads what they log), and of
+the others the reason, before any data is read."""
 
 from __future__ import annotations
 
@@ -61,10 +62,9 @@ def config(given: dict[str, dict[str, Any]], task: str, form: str, out: Path, **
     return RL(**{k: v for k, v in whole.items() if k not in unused})
 
 
-@pytest.mark.parametrize(("task", "form"), SUPPORTED, ids=lambda v: v)
-def test_two_steps(given: dict[str, dict[str, Any]], tmp_path: Path, task: str, form: str) -> None:
-    summary = rl.run(config(given, task, form, tmp_path / "run"))
-    rows = [r for r in tiny_speech.read_rows(tmp_path / "run") if "lr" in r]
+def check_two_steps(summary: dict[str, Any], before: str, form: str) -> None:
+    """Hold what a run says and leaves to what every algorithm promises."""
+    rows = [r for r in tiny_speech.read_rows(Path(summary["run"])) if "lr" in r]
     assert summary["steps"] == len(rows) == 2
     assert all(r["grad_norm"] is not None and r["skipped_updates"] == 0 for r in rows)
     assert [r["kl_kept"] < 1 for r in rows] == [(r["kl"] or 0) > 1e-5 for r in rows]
@@ -74,10 +74,8 @@ def test_two_steps(given: dict[str, dict[str, Any]], tmp_path: Path, task: str, 
         assert 0 <= rows[0]["diffro/kept"] <= 1 and rows[0]["diffro/tau"] == 1.0
     if form == "diffro":
         assert rows[0]["grad_norm"] > 0 and (rows[1]["kl"] or 0) >= 0
-    before, after = (
-        load_file(Path(folder) / "model.safetensors") for folder in (given[task]["model"], summary["checkpoint"])
-    )
-    moved = {k for k, v in before.items() if not torch.equal(v.float(), after[k].float())}
+    start, end = (load_file(Path(folder) / "model.safetensors") for folder in (before, summary["checkpoint"]))
+    moved = {k for k, v in start.items() if not torch.equal(v.float(), end[k].float())}
     assert moved or not any(r["grad_norm"] > 0 for r in rows)
 
 

@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import tiny_tts
 import torch
+import warm
 from safetensors.torch import load_file
 from tiny_speech import MODEL, RATE, assert_same, interrupted, read_rows, state_at, write_pairs
 from tiny_tts import CODEC, REWARD, write_tts
@@ -268,15 +268,14 @@ def test_a_killed_process_is_taken_up_again(pairs: Path, tmp_path: Path) -> None
     options = {"steps": 40, "save_every": 5, "batch": 1, "mixing": {"clip_s": 0.5}}
     config = _config(pairs, tmp_path / "cut", **options)
     (tmp_path / "go.py").write_text(SCRIPT)
-    env = {**os.environ, "PYTHONPATH": str(Path(pretrain.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(tmp_path / "go.py"), config.model_dump_json()]
+    env, command = warm.environment(tmp_path), ["python", str(tmp_path / "go.py"), config.model_dump_json()]
     cut = tmp_path / "cut" / "checkpoints"
     for how, reached in ((signal.SIGINT, 5), (signal.SIGKILL, 20)):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=env)
         while max((int(p.name[5:]) for p in cut.glob("step_*")), default=0) < reached:
             assert process.poll() is None
             time.sleep(0.005)
-        process.send_signal(how)
+        os.kill(int((tmp_path / "cut" / ".lock").read_text()), how)
         assert process.wait(60) != 0
         assert not (cut / "step_000040").exists()
     pretrain.run(config)

@@ -8,7 +8,6 @@ missing, ``python -m rlspeech`` starts as always.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import gc
 import json
@@ -17,11 +16,13 @@ import pickle
 import runpy
 import selectors
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import uuid
 from concurrent.futures import Future
 from functools import cache
 from importlib import import_module
@@ -53,32 +54,31 @@ def shim(folder: Path, before: str = "") -> Path:
 
 
 def environment(folder: Path, before: str = "") -> dict[str, str]:
-    """The variables with a ``rlspeech`` of its own on PATH (``shim``) and a cache beside the folder where there is none."""
+    """The variables with a ``rlspeech`` of its own on PATH (``shim``) and a cache beside the folder: its corpora are short."""
     path = os.pathsep.join([str(shim(folder / "bin", before)), str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {"RLSPEECH_CACHE": str(folder.parent / "cache"), **os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "RLSPEECH_CACHE": str(folder.parent / "cache"), "PATH": path, "PYTHONPATH": str(ROOT)}
 
 
 @cache
 def server() -> str:
-    """Start this process's server, once; answer its socket. It ends with this process, whose end of its standard input then closes."""
-    folder = tempfile.mkdtemp(prefix="warm-")
-    path = os.path.join(folder, "socket")
-    # read when torch is loaded, not by the fork
-    calm = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "KMP_BLOCKTIME": "0"}
-    env = {**calm, **os.environ, "PYTHONPATH": str(ROOT)}
-    call = [sys.executable, str(Path(__file__)), path, "--serve"]
-    process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
-    assert process.stdout is not None and process.stdout.readline(), "the server did not start"
+    """Start the server of this run of tests, which its processes share, unless it is there; answer its socket. It ends with the run."""
+    import fcntl
 
-    def end() -> None:
-        process.kill()
-        process.wait()
-        for left in (path, folder):
-            with contextlib.suppress(OSError):
-                (os.rmdir if left == folder else os.unlink)(left)
-
-    atexit.register(end)
-    return path
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    owner = os.getppid() if run else os.getpid()  # xdist's processes are children of the one that was started
+    folder = Path(tempfile.gettempdir(), f"warm-{run or uuid.uuid4().hex}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / "socket"
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            # read when torch is loaded, not by the fork
+            calm = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "KMP_BLOCKTIME": "0"}
+            call = [sys.executable, str(Path(__file__)), str(path), "--serve", str(owner)]
+            env = {**calm, **os.environ, "PYTHONPATH": str(ROOT)}
+            process = subprocess.Popen(call, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=env)
+            assert process.stdout is not None and process.stdout.readline(), "the server did not start"
+    return str(path)
 
 
 def ask(path: str, arguments: list[str]) -> int:
@@ -95,6 +95,13 @@ def ask(path: str, arguments: list[str]) -> int:
         return int.from_bytes(link.recv(4, socket.MSG_WAITALL), "big", signed=True)
 
 
+def still_mouth(wav: Any, sample_rate: int, rng: Any) -> Any:
+    """As many frames as ``draw_mouth`` makes, all the same: drawing is most of what the corpus costs."""
+    from rlspeech.data.video import frames_of
+
+    return rng.integers(0, 256, (1, 96, 96), "uint8").repeat(frames_of(len(wav) / sample_rate), axis=0)
+
+
 def inline(pool: Any, item: Any, broken: object = None) -> tuple[Any, Future[bytes]]:
     """Do an item where it is handed in, in place of ``Pool._schedule``: every worker process would import everything anew."""
     from rlspeech.parallel import _call
@@ -107,31 +114,39 @@ def inline(pool: Any, item: Any, broken: object = None) -> tuple[Any, Future[byt
 
 
 def shorten() -> None:
-    """Let commands score and compute at a test's size: DNSMOS on half a second, no worker processes. Both have tests of their own."""
+    """Let commands compute at a test's size: DNSMOS on half a second, still mouths, few spoken commands, a figure of each group, no worker
+    processes. All of it has tests of its own."""
+    from rlspeech.corpora import demo, lips
     from rlspeech.parallel import Pool
+    from rlspeech.report import figures
     from rlspeech.rewards.dnsmos import HOP, Dnsmos
 
     whole = Dnsmos.raw
     Dnsmos.raw = lambda self, wavs: whole(self, wavs[:, : 50 * HOP])  # type: ignore[method-assign]
     Pool._schedule = inline  # type: ignore[method-assign, assignment]
+    lips.draw_mouth = still_mouth
+    few = {"clean": 4, "noisy": 8, "long": 2, "tempting": 1}
+    demo.COMMANDS = {name: part._replace(**few) for name, part in demo.COMMANDS.items()}
+    figures.MAX_PLOTS = 1
 
 
-def serve(path: str) -> None:
-    """Import everything, then fork for whoever asks, until standard input ends. Only a fork returns from here: it runs the command."""
+def serve(path: str, owner: int) -> None:
+    """Import everything, then fork for whoever asks, until the owner ends. Only a fork returns from here: it runs the command."""
     for name in IMPORTS:
         import_module(name)
     shorten()
     gc.freeze()
     listener, wait = socket.socket(socket.AF_UNIX), selectors.DefaultSelector()
-    running = dict[int, tuple[int, socket.socket]]()
+    running, ends = dict[int, tuple[int, socket.socket]](), os.pidfd_open(owner)
     listener.bind(path)
     listener.listen(16)
     wait.register(listener, selectors.EVENT_READ)
-    wait.register(0, selectors.EVENT_READ)
+    wait.register(ends, selectors.EVENT_READ)
     print("ready", flush=True)
     while True:
         for key, _ in wait.select():
-            if key.fd == 0:
+            if key.fd == ends:
+                shutil.rmtree(os.path.dirname(path), ignore_errors=True)
                 os._exit(0)
             elif key.fileobj is listener:
                 link, _ = listener.accept()
@@ -144,7 +159,7 @@ def serve(path: str) -> None:
                 if not (pid := os.fork()):
                     for inherited in (listener, link, *(other for _, other in running.values())):
                         inherited.close()
-                    for watched in running:
+                    for watched in (ends, *running):
                         os.close(watched)
                     return become(call, streams)
                 for stream in streams:
@@ -185,8 +200,8 @@ def become(call: dict[str, object], streams: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[2:] == ["--serve"]:
-        serve(sys.argv[1])
+    if sys.argv[2:3] == ["--serve"]:
+        serve(sys.argv[1], int(sys.argv[3]))
         program = sys.argv[0]
         if program == "rlspeech":
             from rlspeech.cli import main
