@@ -38,10 +38,10 @@ LOGGED = "ratio_mean ratio_max_gap clipped_positive clipped_negative kl_old adva
 @pytest.mark.parametrize("changes", [{}, *UPDATES, *CREDIT, {"ppo": {"kl_in": "loss"}, "kl_beta": 1e-3}], ids=str)
 def test_one_step_relative_ppo_climbs(changes: dict[str, Any]) -> None:
     algo = make(prompts_per_step=16, **changes)
-    rows = train(algo, 150)
+    rows = train(algo, 75, lr=0.1)
     before, after = float(GOAL.norm()), float((algo.policy.theta.detach() - GOAL).norm())
     assert after < 0.35 * before, (before, after)
-    late = np.mean([r["reward_relative"] for r in rows[-20:]])
+    late = np.mean([r["reward_relative"] for r in rows[-10:]])
     if "rewards" not in changes:  # in the reward's own units
         assert late > 1.0 > rows[0]["reward_relative"]
         assert rows[0]["reward_base"] == pytest.approx(-float(GOAL.square().sum()), rel=1e-4)
