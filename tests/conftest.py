@@ -34,7 +34,7 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with what takes longest, scripts and then the other slow tests, so that no process waits for another at the end."""
-    scripts = {"test_readme.py", "test_examples.py", "test_pipelines.py"}
+    scripts = {"test_readme.py", "test_examples.py"}
     long = {"slow", "realdata", "realmodels"}
     items.sort(key=lambda item: (not long & {m.name for m in item.iter_markers()}, item.path.name not in scripts))
 

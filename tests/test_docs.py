@@ -31,6 +31,7 @@ from tests.stages.test_matrix import given as given
 from tests.tasks.test_asr_task import SMALL as RECOGNISER
 from tests.test_readme import fenced, not_run
 
+slow, pytestmark = pytest.mark.slow, pytest.mark.timeout(900)
 ROOT = Path(__file__).resolve().parent.parent
 METRICS, EXTENDING = ROOT / "examples" / "metrics.md", ROOT / "examples" / "extending.md"
 COLUMNS: dict[str, Column] = {name: column for entry in BUILTIN for name, column in entry.columns.items()}
@@ -63,10 +64,6 @@ def entries() -> list[Entry]:
 
 def names_of(*sections: str) -> list[str]:
     return [name for e in entries() if e.section in sections for name in e.names]
-
-
-def slow(test: Any) -> Any:
-    return pytest.mark.slow(pytest.mark.timeout(900)(test))
 
 
 # -- metrics.md ----------------------------------------------------------------------------------------------------------------

@@ -12,15 +12,16 @@ import warm
 from tiny_cli import rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SPOKEN = pytest.mark.skipif(not shutil.which("flite"), reason="no flite")
 
 
-def run(script: str, tmp_path: Path, **env: str) -> str:
+def run(script: str, tmp_path: Path, **env: str) -> subprocess.CompletedProcess[str]:
     every = warm.environment(tmp_path) | {"TINY": "1", **env}
     call = ["bash", str(ROOT / "examples" / script)]
     done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=600, env=every)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+    return done
 
 
 def systems(out: Path) -> dict[str, object]:
@@ -28,9 +29,8 @@ def systems(out: Path) -> dict[str, object]:
     return found
 
 
-@pytest.mark.slow
 def test_demo_goes_from_audio_to_a_verdict_and_says_the_same_again(tmp_path: Path) -> None:
-    out, first = tmp_path / "out", run("demo.sh", tmp_path, OUT="out")
+    out, first = tmp_path / "out", run("demo.sh", tmp_path, OUT="out").stdout
     found, weights = systems(out), out / "pretrained" / "checkpoints" / "latest"
     assert list(found) == ["input", "pretrained", "rl"]
     assert (out / "eval" / "report.html").stat().st_size > 10_000
@@ -43,7 +43,6 @@ def test_demo_goes_from_audio_to_a_verdict_and_says_the_same_again(tmp_path: Pat
     assert weights.stat().st_mtime_ns == when, "what is finished is not repeated"
 
 
-@pytest.mark.slow
 def test_demo_avse_hears_judges_and_compares(tmp_path: Path) -> None:
     run("demo-avse.sh", tmp_path, OUT="out")
     found = systems(tmp_path / "out")
@@ -54,9 +53,8 @@ def test_demo_avse_hears_judges_and_compares(tmp_path: Path) -> None:
     assert "pretrained-shuffled" in page and page.count("<audio") > 3
 
 
-@pytest.mark.slow
 def test_demo_asr_listens_learns_and_compares(tmp_path: Path) -> None:
-    said = run("demo-asr.sh", tmp_path, OUT="out")
+    said = run("demo-asr.sh", tmp_path, OUT="out").stdout
     found = systems(tmp_path / "out")
     assert set(found) == {"base", "sft", "grpo"}
     assert "test_noisy_000" in said and "music_0000" in said, "one line a file"
@@ -65,7 +63,6 @@ def test_demo_asr_listens_learns_and_compares(tmp_path: Path) -> None:
     assert "<audio" in (tmp_path / "out" / "eval" / "report.html").read_text()
 
 
-@pytest.mark.slow
 def test_demo_tts_speaks_learns_and_compares(tmp_path: Path) -> None:
     run("demo-tts.sh", tmp_path, OUT="out")
     assert set(systems(tmp_path / "out")) == {"recordings", "resynthesis", "base", "sft", "rl"}
@@ -73,6 +70,18 @@ def test_demo_tts_speaks_learns_and_compares(tmp_path: Path) -> None:
     assert len(said) == 2 and all(r["samples"] > 0 and r["tokens"] for r in said)
     assert (tmp_path / "out" / "spoken").exists()
     assert "<audio" in (tmp_path / "out" / "eval" / "report.html").read_text()
+
+
+def test_every_pipeline_runs(tmp_path: Path) -> None:
+    done = run("pipelines.sh", tmp_path, OUT="out")
+    said = [line for line in done.stderr.splitlines() if line and not line.startswith("== ")]
+    assert said == [], "quiet is quiet"
+    lines, rows = done.stdout.splitlines(), rows_of(tmp_path / "out" / "scores" / "scores.jsonl")
+    assert "the test set has no mistakes" in lines and "avse-lr-no-sisnr: supervised_weight: 0.0" in lines
+    assert len(rows) == 2 and all(1 <= r["dnsmos_fast_ovrl"] <= 5 for r in rows)
+    mean = sum(r["dnsmos_fast_ovrl"] for r in rows) / 2
+    assert any(line.replace(".", "").isdigit() and abs(float(line) - mean) < 1e-3 for line in lines)
+    assert len(list((tmp_path / "out" / "enhanced").glob("*.flac"))) == 2
 
 
 @pytest.mark.realdata
@@ -110,5 +119,5 @@ def test_scripts_on_real_recordings(script: str, tmp_path: Path) -> None:
 
 @pytest.mark.realdata
 def test_the_judge_is_made_from_real_recordings(tmp_path: Path) -> None:
-    said = run("train-embedded-judge.sh", tmp_path, OUT="out")
+    said = run("train-embedded-judge.sh", tmp_path, OUT="out").stdout
     assert "Spearman with pesq_wb" in said and (tmp_path / "out" / "judge-listener" / "model.safetensors").is_file()

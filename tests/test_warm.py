@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "pidfd_open")
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
-    return {**os.environ, "PATH": f"{warm.shim(tmp_path / 'bin')}{os.pathsep}{os.environ['PATH']}"}
+    return warm.environment(tmp_path)
 
 
 def test_streams_folder_environment_and_exit_codes_are_the_callers(tmp_path: Path, env: dict[str, str]) -> None:

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import time
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +48,6 @@ def tts(folder: Path) -> dict[str, Any]:
     return {"task": "tts", "model": made["model"], "data": made["data"], "valid": made["data"], **what}
 
 
-@cache
-def environment(folder: Path) -> dict[str, str]:
-    """A shell reads the shim while it runs: it is written once."""
-    return warm.environment(folder)
-
-
 def start(folder: Path, config: dict[str, Any], out: str, world: int, **env: str) -> list[subprocess.Popen[str]]:
     """``rl`` in so many processes."""
     with socket.socket() as free:
@@ -64,7 +57,7 @@ def start(folder: Path, config: dict[str, Any], out: str, world: int, **env: str
     command, place = ["rlspeech", "rl", "--config", f"{out}.json", "--out", out], {"WORLD_SIZE": str(world), **env}
     places = [{**place, "RANK": str(r), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} for r in range(world)]
     how: dict[str, Any] = {"cwd": folder, "text": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return [subprocess.Popen(command, env={**environment(folder), **p}, **how) for p in places]
+    return [subprocess.Popen(command, env={**warm.environment(folder), **p}, **how) for p in places]
 
 
 def texts(processes: list[subprocess.Popen[str]]) -> list[str]:

@@ -48,6 +48,8 @@ def shim(folder: Path, before: str = "") -> Path:
         scripts["rlspeech"] = f'{before}\n{start} rlspeech "$@"\n'
         scripts["python"] = f'case "${{1:-}}" in *.py | -) {start} "$@" ;; esac\nexec {python} "$@"\n'
     for name, lines in scripts.items():
+        if (folder / name).exists():  # a shell reads it while it runs
+            continue
         (folder / name).write_text(f"#!/usr/bin/env bash\n{lines}")
         (folder / name).chmod(0o755)
     return folder
