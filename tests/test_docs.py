@@ -24,8 +24,11 @@ import rlspeech
 from rlspeech.config import RL, AvseModel, CodecLMModel, CodecModel, DiffRO, Pretrain, Sampling, TokenRewardModel
 from rlspeech.data.audio import load_audio, save_audio
 from rlspeech.data.manifest import read_manifest
+from rlspeech.report import build
+from rlspeech.report.runs import open_runs
 from rlspeech.rewards import rates
 from rlspeech.rewards.catalogue import ALIASES, BUILTIN, Column
+from rlspeech.stages import finish
 from tests.stages import test_matrix as matrix
 from tests.stages.test_matrix import given as given
 from tests.tasks.test_asr_task import SMALL as RECOGNISER
@@ -166,11 +169,14 @@ def pretraining(given: dict[str, dict[str, Any]], folder: Path) -> list[dict[str
 
 @pytest.fixture(scope="module")
 def logged(given: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Every key that a run wrote to ``metrics.jsonl``, and one run that did."""
+    """Every key that a run wrote to ``metrics.jsonl``, and one run that did; its page is put together, but not drawn."""
     keys: dict[str, str] = {}
-    for label, out in runs(given, tmp_path_factory.mktemp("logged")):
-        for row in rows(out / "metrics.jsonl"):
-            keys = dict.fromkeys(row, label) | keys
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finish, "write_page", lambda folder: None)
+        for label, out in runs(given, tmp_path_factory.mktemp("logged")):
+            assert build.build(build.compared(open_runs([str(out)]))).title
+            for row in rows(out / "metrics.jsonl"):
+                keys = dict.fromkeys(row, label) | keys
     return keys
 
 
