@@ -10,10 +10,10 @@ set -euo pipefail
 data=${DATA:-${RLSPEECH_REALDATA:?set DATA to a folder with manifest.jsonl, manifest_digits.jsonl and noise/}}
 out=${OUT:-runs/asr-real}; model=${MODEL:-embedded}; steps=${STEPS:-50} more=120; material=${MATERIAL:-$out/material}
 here=$(cd "$(dirname "$0")" && pwd)
-most=110; real=150; tempting=40; rows=500; test_most=40; test_real=60; test_tempting=16; test_long=40; size=()
+most=110; real=150; tempting=40; rows=500; test_most=40; test_real=60; test_tempting=16; test_long=40; size=() valid=(12 12 3 12)
 few=(); eval_few=(); seeds=${SEEDS:-0 1 2}
 if [ -n "${TINY:-}" ]; then
-  most=2 real=2 tempting=1 rows=12 test_most=1 test_real=1 test_tempting=1 test_long=2 steps=2 more=3 seeds=0 size=(--spoken 20 --strings 20)
+  most=2 real=2 tempting=1 rows=12 test_most=1 test_real=1 test_tempting=1 test_long=2 valid=(2 2 1 2) steps=2 more=3 seeds=0 size=(--spoken 20 --strings 20)
   few=(--set valid_items=3 --set prompts_per_step=2 --set group=2 --set save_every=2 --set valid_every=2); eval_few=(--set limit=5)
 fi
 sets() { python "$here/asr_sets.py" "$@"; }
@@ -35,7 +35,7 @@ rlspeech prepare rl-asr --data "$out/train/all/manifest.jsonl" --recogniser "$mo
 pair test test "$test_most" "$test_real" "$test_tempting" "$test_long" 5 0 15 speechbrain clearervoice
 rlspeech prepare join "$out/test/picked.jsonl:condition=clean" "$out/test/noisy/manifest.jsonl:condition=noisy" "$out/test/long/manifest.jsonl" \
   "$out/test/tempting/manifest.jsonl" --out "$out/test/all"
-pair valid valid 12 12 3 12 9 0 15 esc10
+pair valid valid "${valid[@]}" 9 0 15 esc10
 rlspeech prepare join "$out/valid/noisy/manifest.jsonl:condition=noisy" "$out/valid/long/manifest.jsonl" "$out/valid/tempting/manifest.jsonl" --out "$out/valid/all"
 
 tune() { # NAME SET SEED OPTIONS...
