@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from rlspeech import log
 from rlspeech.config_parts import Mixing, Strict, conf
-from rlspeech.data.checks import FileFacts, Limits, Verdict, judge, judge_pair, measure
+from rlspeech.data.checks import FileFacts, Limits, Verdict, file_stamp, judge, judge_pair, measure
 from rlspeech.data.inputs import audio_files
 from rlspeech.files import JsonlWriter, dumps, read_text, safe_name, write_text
 from rlspeech.names import nfc, on_disk
@@ -341,15 +341,6 @@ def _measure_all(
             log.say(f"stopped: {len(facts)} of {len(paths)} files are checked; the same command goes on from there")
             raise
     return facts
-
-
-def file_stamp(path: str) -> str | None:
-    """A file's path, size and time of change, for what is measured once; None where it is missing."""
-    try:
-        stat = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
 
 
 def _judge_row(row: Candidate, facts: dict[str, FileFacts], limits: Limits, kind: str | None) -> Verdict | None:

@@ -218,10 +218,8 @@ def _render(part: str, out: Path, faces: bool = False) -> Path:
         mixing = mixing.model_copy(update={**FACES, "talker": 1.0})
     mixtures = MixtureSet(read_manifest(folder / clean), read_manifest(folder / noise), [], mixing, RATE, seed)
     ratios = np.random.Generator(np.random.Philox(seed)).permutation(np.linspace(*mixing.snr_db, COUNT))
-    rows = [
-        render_one(mixtures, n, out / "audio" / part, f"{part}_{n:02d}", snr_db=round(float(snr), 2))
-        for n, snr in enumerate(ratios)
-    ]
+    snrs_db, place = [round(float(ratio), 2) for ratio in ratios], out / "audio" / part
+    rows = [render_one(mixtures, n, place, f"{part}_{n:02d}", snr_db=snr) for n, snr in enumerate(snrs_db)]
     if faces:
         rows, _ = draw_all(rows, out, seed=seed)
     meta = {"source": "demo", "rows": len(rows), "hours": sum(u.duration for u in rows) / 3600, "seed": seed}

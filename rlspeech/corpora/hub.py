@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 
 from rlspeech import log
 from rlspeech.config_parts import conf
-from rlspeech.corpora.base import Candidate, Layout, candidate, file_stamp
+from rlspeech.corpora.base import Candidate, Layout, candidate
 from rlspeech.corpora.folder import COLUMN_KEYS
+from rlspeech.data.checks import file_stamp
 from rlspeech.data.decode import AUDIO_SUFFIXES, first_line
 from rlspeech.data.inputs import WORD_KEYS
 from rlspeech.data.manifest import ASIDE_NAMES, FIELDS

@@ -17,7 +17,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,33 +24,14 @@ import numpy as np
 
 from rlspeech import log
 from rlspeech.config_parts import conf
-from rlspeech.corpora.base import (
-    Candidate,
-    Layout,
-    Rendered,
-    Sets,
-    candidate,
-    check_folder,
-    dropped_row,
-    file_id,
-    file_stamp,
-)
+from rlspeech.corpora.base import Candidate, Layout, Rendered, Sets, candidate, check_folder, dropped_row, file_id
 from rlspeech.corpora.faces import SIDE, Detector, cut, follow, haar_detector, landmark_detector, mouth_path, search
 from rlspeech.data.audio import AudioError, load_audio
+from rlspeech.data.checks import file_stamp
 from rlspeech.data.decode import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from rlspeech.data.manifest import ASIDE_NAMES, holds_rows, read_manifest
 from rlspeech.data.mixing import mixture_rng
-from rlspeech.data.video import (
-    LIPS_FPS,
-    MAX_FRAMES,
-    LipsError,
-    Stream,
-    centre_square,
-    extract_audio,
-    frames_of,
-    load_lips,
-    save_lips,
-)
+from rlspeech.data.video import LIPS_FPS, Stream, centre_square, extract_audio, frames_of, load_lips, save_lips
 from rlspeech.files import JsonlWriter, safe_name
 from rlspeech.parallel import parallel_map
 from rlspeech.types import UserError, Utterance
@@ -216,7 +196,7 @@ def _detector(landmarks: str | None) -> Detector:
 def _job(job: tuple[str, str], crop: str, landmarks: str | None) -> dict[str, Any]:
     try:
         return crop_clip(job[0], job[1], crop, _detector(landmarks) if crop == "mouth96" else None)
-    except LipsError as error:
+    except AudioError as error:
         return {"error": error.reason}
 
 
@@ -241,9 +221,7 @@ def crop_clip(
     """
     stream, searched = Stream(video), crop == "mouth96"
     if searched:
-        found, length = search(islice(stream.frames(), MAX_FRAMES + 1), detect or _detector(None))
-        if length > MAX_FRAMES:
-            raise LipsError(f"longer than {MAX_FRAMES / LIPS_FPS / 60:g} min")
+        found, length = search(stream.frames(), detect or _detector(None))
         track = follow(found, length)
         if track is not None:
             path = mouth_path(track)
@@ -252,9 +230,7 @@ def crop_clip(
             rate = round(float(path.found.mean()), 4)
             return {"frames": len(frames), "face_rate": rate, "others": track.others, "problem": stream.problem}
     side, share = (CENTRE_SIDE, 0.5) if crop == "centre112" else (SIDE, 0.5 if searched else 1.0)
-    squares = [centre_square(frame, side, share) for frame in islice(stream.frames(), MAX_FRAMES + 1)]
-    if len(squares) > MAX_FRAMES:
-        raise LipsError(f"longer than {MAX_FRAMES / LIPS_FPS / 60:g} min")
+    squares = [centre_square(frame, side, share) for frame in stream.frames()]
     save_lips(out, np.stack(squares), np.zeros(len(squares), dtype=bool) if searched else None)
     return {"frames": len(squares), "face_rate": 0.0 if searched else None, "others": 0, "problem": stream.problem}
 
@@ -290,7 +266,7 @@ def contact_sheet(rows: Sequence[Utterance], path: str | Path, most: int = MOST)
     for utt in chosen:
         try:
             frames = load_lips(utt.lips_filepath or "")
-        except LipsError:
+        except AudioError:
             continue
         tiles = [_tile(frames[i]) for i in _even(len(frames), ACROSS)]
         lines.append(np.concatenate([_label(utt, len(frames)), *tiles], axis=1))
@@ -450,7 +426,7 @@ def _draw_one(utt: Utterance, out: str, seed: int) -> str:
     path = Path(out) / "lips" / f"{safe_name(utt.id)}.npz"
     try:
         load_lips(path)
-    except LipsError:
+    except AudioError:
         wav = load_audio(utt.target_filepath or utt.audio_filepath, RATE, utt.offset, utt.duration)
         lips = draw_mouth(wav, RATE, mixture_rng(seed, 0, utt.id))
         if utt.offset:  # frame 0 belongs to sample 0 of the file

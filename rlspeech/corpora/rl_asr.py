@@ -29,9 +29,10 @@ from pydantic import Field
 
 from rlspeech import log
 from rlspeech.config_parts import Count, NonNegative, Positive, Share, Strict, Whole, conf
-from rlspeech.corpora.base import Rendered, Sets, Source, dropped_row, file_stamp, shown
+from rlspeech.corpora.base import Rendered, Sets, Source, dropped_row, shown
 from rlspeech.corpora.join import read, write_joined
 from rlspeech.data.audio import AudioError, rms_dbfs
+from rlspeech.data.checks import file_stamp
 from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.data.mixing import mixture_rng
 from rlspeech.data.text import get_normaliser, units
@@ -234,8 +235,6 @@ def _chosen(rows: list[Utterance], rules: Rules, out: Path, keywords: int) -> Bu
 
 
 def _distractors(key: str, hits: Sequence[str], listed: Sequence[str], rules: Rules) -> list[str]:
-    if not rules.distractors:
-        return []
     others = mixture_rng(rules.seed, 4, key).permutation(len(listed))[: rules.distractors + len(hits)]
     return [listed[i] for i in others if listed[i] not in hits][: rules.distractors]
 

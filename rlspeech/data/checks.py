@@ -7,6 +7,7 @@ tried without touching the audio again.
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,6 +81,15 @@ class Verdict:
 
     reason: str
     detail: str
+
+
+def file_stamp(path: str) -> str | None:
+    """A file's path, size and time of change, for what is measured once; None where it is missing."""
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
 
 
 def measure(path: str | Path, floor_db: float = -75.0) -> FileFacts:

@@ -15,7 +15,7 @@ import re
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -273,14 +273,9 @@ def regular_file(path: str | Path) -> Path:
     raise AudioError("empty file (0 bytes)" if stat.S_ISREG(status.st_mode) else f"no file but {kind}")
 
 
-@contextmanager
-def open_audio(path: str | Path) -> Iterator[Reader]:
+def open_audio(path: str | Path) -> closing[Reader]:
     """Open a file to read. Raises ``AudioError``: see ``regular_file``, or unreadable, then or while it is read."""
-    reader = Reader(regular_file(path))
-    try:
-        yield reader
-    finally:
-        reader.close()
+    return closing(Reader(regular_file(path)))
 
 
 def read_audio(

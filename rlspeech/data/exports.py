@@ -29,6 +29,7 @@ from rlspeech.types import UserError, Utterance
 FORMATS = ("nemo", "kaldi", "lhotse")
 NEMO = {"language": "lang", "speaker_id": "speaker"}
 OWN = frozenset({"segment", "original_id", "recording_id", "channels"})  # columns of our own importers
+IN_KALDI = frozenset("id audio_filepath duration sample_rate offset text speaker_id language".split())
 LOW = re.compile(r"[!-\-]")  # what sorts before or with the "-" between speaker and utterance
 SLACK_S = 0.05
 
@@ -212,10 +213,7 @@ def _kaldi_notes(utts: Sequence[Utterance], done: Written) -> None:
     other = sum(not u.audio_filepath.lower().endswith(".wav") for u in utts)
     if other:
         done.notes.append(f"{other} files are no .wav: toolkits on soundfile read them, Kaldi's own programs do not")
-    lost = sorted(
-        {k for u in utts for k in to_row(u, Path("/")) if k not in OWN}
-        - {"id", "audio_filepath", "duration", "sample_rate", "offset", "text", "speaker_id", "language"}
-    )
+    lost = sorted({k for u in utts for k in to_row(u, Path("/"))} - OWN - IN_KALDI)
     if lost:
         done.notes.append(f"Kaldi has no file for these columns: {', '.join(lost)}")
 

@@ -134,8 +134,11 @@ class Stream:
             raise LipsError(self.problem or NO_FRAMES[count])
 
     def frames(self) -> Iterator[np.ndarray]:
-        """Return the frames (H, W) at 25 a second."""
-        return at_25_fps(self, lambda: self.end_s)
+        """Frames (H, W) at 25 a second. Raises ``LipsError`` behind those of the longest video that is taken."""
+        for number, frame in enumerate(at_25_fps(self, lambda: self.end_s)):
+            if number == MAX_FRAMES:
+                raise LipsError(f"longer than {MAX_FRAMES / LIPS_FPS / 60:g} min")
+            yield frame
 
     def _note(self, problem: str) -> None:
         self.problem = problem

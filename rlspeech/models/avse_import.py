@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from rlspeech.config_parts import AvseModel
@@ -52,8 +53,6 @@ def read_avse4(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"no file {path}", "", try_this)
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             found: Any = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlspeech.files import parse_json
@@ -146,8 +147,6 @@ def refuse_integers(folder: Path) -> None:
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """A folder's ``model.safetensors`` in single precision, integers that count something as they are."""
-    from safetensors.torch import load_file
-
     refuse_integers(folder)
     found = load_file(folder / "model.safetensors")
     return {k: v.float() if v.is_floating_point() else v for k, v in found.items()}
@@ -244,8 +243,6 @@ def save_net(
     Returns:
         how many numbers ``model.safetensors`` holds.
     """
-    from safetensors.torch import save_file
-
     whole = {k: v.detach().cpu() for k, v in (model.state_dict() if weights is None else weights).items()}
     state = {k.removeprefix("net."): v for k, v in whole.items() if k.startswith("net.")}
     state = {k: v.half() if half and v.is_floating_point() else v for k, v in state.items() if k not in leave_out}

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rlspeech.config_parts import ListenerModel
@@ -193,8 +194,6 @@ def load_listener(name: str, device: torch.device | str = "cpu") -> tuple[Listen
     Raises:
         UserError: no such folder, or one that holds something else.
     """
-    from safetensors.torch import load_file
-
     folder = resolve(name, "listener")
     with loading(f"the listener {folder}", "the folder that `rlspeech pretrain --task listener` wrote, or embedded"):
         about = read_about(folder, "listener", must=True)

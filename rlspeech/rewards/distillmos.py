@@ -17,7 +17,6 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -30,6 +29,7 @@ from rlspeech.types import Sample, Score
 
 SPAN, STEP = 122880, 16000  # samples at 16 kHz: of a window, and between windows at most
 FLOOR = 1e-12  # of squared magnitudes
+WEIGHTS = "distillmos", "weights/distill_mos_v7.pt"  # the checkpoint in the installed package
 BATCH = 8  # windows: the first layer's output takes 31 MB of each
 # what the checkpoint's names have and ours have not
 PREFIXES = re.compile(r"cnn\.(?=cnn)|(transformer_pool_attn|transformer|position_encoding|pool)\.")
@@ -81,14 +81,9 @@ def windows(wav: Tensor) -> Tensor:
     return torch.stack([wav[:, start : start + SPAN] for start in starts])
 
 
-def weights_path() -> Path:
-    """The checkpoint in the installed package. Raises ``ImportError`` and ``UserError`` as ``encoders.weights_in``."""
-    return weights_in("distillmos", "weights/distill_mos_v7.pt")
-
-
 def load_distillmos(device: torch.device | str = "cpu") -> DistillMosNet:
-    """The net with the package's weights, which take no gradient."""
-    net, state = DistillMosNet(), torch.load(weights_path(), map_location="cpu", weights_only=True)["model"]
+    """The net with the package's weights, which take no gradient. Raises ``ImportError`` and ``UserError`` as ``encoders.weights_in``."""
+    net, state = DistillMosNet(), torch.load(weights_in(*WEIGHTS), map_location="cpu", weights_only=True)["model"]
     net.load_state_dict({PREFIXES.sub("", name): value for name, value in state.items()})
     return net.to(device)
 
@@ -106,7 +101,7 @@ class DistillMos:
     @property
     def version(self) -> str:
         """Scoring rule and the hash of the weights."""
-        return f"distillmos-v7-{digest(weights_path())}, windows of 7.68 s, short clips repeated"
+        return f"distillmos-v7-{digest(weights_in(*WEIGHTS))}, windows of 7.68 s, short clips repeated"
 
     @cached_property
     def net(self) -> DistillMosNet:

@@ -23,6 +23,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -165,8 +166,6 @@ class Ge2eNet(nn.Module):
 
 def save_embedded(folder: Path, net: nn.Module) -> None:
     """Write ``config.json`` and ``model.safetensors`` (float16, half the size; the rounding is below the net's noise)."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     config = {"class": type(net).__name__, **cast(dict[str, Any], net.config)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.metadata import version
 from typing import cast
 
 import numpy as np
@@ -207,8 +208,6 @@ class PesqWb(_Paired):
     mode, rates = "wb", "16 kHz, of files of 16 kHz and more"
 
     def __init__(self) -> None:
-        from importlib.metadata import version
-
         self.version = f"pesq {version('pesq')}, {self.mode}, {self.rates}, parts of at most {MAX_PESQ_S:g} s"
 
     def pair(self, reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, Score]:

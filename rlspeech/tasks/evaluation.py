@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -101,7 +102,7 @@ class Evaluation:
         return []
 
 
-class Answers:
+class Answers(AbstractContextManager["Answers"]):
     """One system's outputs, kept under the run's folder; what is there is not made again. A context manager.
 
     Args:
@@ -116,9 +117,6 @@ class Answers:
     def __init__(self, evaluation: Any, system: System, table: ScoreTable, fingerprint: str) -> None:
         self.evaluation, self.config, self.system = evaluation, evaluation.config, system
         self.table, self.name, self.fingerprint = table, system.name, fingerprint
-
-    def __enter__(self) -> Answers:
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Close files."""

@@ -119,19 +119,15 @@ class BinNoise:
         return self._terms(site)[1]
 
 
+@dataclass
 class Fields:
-    """Level and contrast of bands and stretches of time, over any non-negative magnitudes (n, L, K); see the top of the file.
+    """Level and contrast of bands and stretches of time, over any non-negative magnitudes (n, L, K); see the top of the file."""
 
-    Args:
-        bands: (K, bands) 0/1, which band a bin belongs to.
-        power: exponent p that the magnitudes carry; 1 where they are plain amplitudes.
-        noise: sigma, in nepers.
-        basis: kinds of field.
-        segment: frames that share a gain; None: all.
-    """
-
-    def __init__(self, bands: Tensor, power: float, noise: float, basis: Sequence[str], segment: int | None) -> None:
-        self.bands, self.power, self.noise, self.basis, self.segment = bands, power, noise, tuple(basis), segment
+    bands: Tensor  # (K, bands) 0/1, which band a bin belongs to
+    power: float  # exponent p that the magnitudes carry; 1 where they are plain amplitudes
+    noise: float  # sigma, in nepers
+    basis: Sequence[str]  # kinds of field
+    segment: int | None  # frames that share a gain; None: all
 
     def cells(self, field: Tensor) -> Tensor:
         """Sum (n, L, K) over the bins of every cell: (n, stretches, bands)."""

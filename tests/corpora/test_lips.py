@@ -315,7 +315,7 @@ def test_rows_that_share_a_video_and_several_splits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("crop", ["mouth96", "centre112"])
 def test_endless_videos_are_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crop: str) -> None:
-    monkeypatch.setattr(lips, "MAX_FRAMES", 20)
+    monkeypatch.setattr("rlspeech.data.video.MAX_FRAMES", 20)
     write_video(tmp_path / "v.mp4", film(MOVES["still"], 30))
     with pytest.raises(LipsError, match="min"):
         lips.crop_clip(tmp_path / "v.mp4", tmp_path / "v.npz", crop, eye_finder)

@@ -154,7 +154,7 @@ class CodecNet(nn.Module):
         shape = (mel - (mel * mask).sum(1, keepdim=True) / count) / MEL_SCALE
         x = torch.cat([shape, voiced, PITCH_SCALE * (height - middle) * voiced], -1)
         for merge, factor, blocks in zip(self.merges, self.factors, self.listen, strict=True):
-            x, mask = merge(merge_frames(x, factor)), mask[:, ::factor]
+            x, mask = merge(x.unflatten(1, (-1, factor)).flatten(2)), mask[:, ::factor]
             for block in blocks:  # type: ignore[attr-defined]
                 x = block(x, mask)
         return self.quantise(self.level(self.squeeze(x).transpose(1, 2)).transpose(1, 2))
@@ -269,11 +269,6 @@ def prime_factors(number: int) -> list[int]:
 def length_mask(real: Tensor, length: int) -> Tensor:
     """(N, L, 1) float, 1 on the first ``real`` places."""
     return (torch.arange(length, device=real.device) < real[:, None]).float()[..., None]
-
-
-def merge_frames(x: Tensor, factor: int) -> Tensor:
-    """(N, L, D) -> (N, L / factor, factor D)."""
-    return x.reshape(x.shape[0], x.shape[1] // factor, factor * x.shape[2])
 
 
 def split_frames(x: Tensor, factor: int) -> Tensor:

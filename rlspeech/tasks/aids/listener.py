@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,13 +38,11 @@ from rlspeech.data.degrade import TRAITS, Degraded, Sources, degrade
 from rlspeech.files import dumps, write_text
 from rlspeech.models.listener import END, START, UNKNOWN, Listener, load_listener, save_listener
 from rlspeech.rewards.intrusive import PesqWb, si_sdr, stoi_estoi
+from rlspeech.run import Run
 from rlspeech.scores import step_name
 from rlspeech.tasks.aids.sentences import describe, grades_of, read_back, stars_of, vocabulary
 from rlspeech.tasks.base import Numbers, Task
 from rlspeech.types import UserError
-
-if TYPE_CHECKING:
-    from rlspeech.run import Run
 
 WEIGHTS = {"pesq": 0.4, "estoi": 0.35, "si_sdr": 0.25}
 LOW, HIGH = 0.12, 0.92  # of the weighted sum: 1 and 5

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,15 +32,13 @@ from rlspeech.models.codec.codec import load_codec, start_alike
 from rlspeech.models.recogniser import make_tokenizer
 from rlspeech.models.token_reward import IGNORED, TokenReward, load_token_reward, save_token_reward
 from rlspeech.rewards.soft import COLUMN, TEXT, TokenText
+from rlspeech.run import Run
 from rlspeech.scores import step_name
 from rlspeech.stats import mean_interval
 from rlspeech.tasks.asr.task import rates
 from rlspeech.tasks.base import Numbers, Task, keep_samples
 from rlspeech.tasks.token_policy import check_texts, rows_of, texts_of
 from rlspeech.types import Sample, Utterance
-
-if TYPE_CHECKING:
-    from rlspeech.run import Run
 
 SPOILT = 0.25  # share of training recordings that are made worse, where quality is learned
 REPLACED = 0.08  # tokens that become others, at most
@@ -112,10 +110,8 @@ class TokenRewardTask(Task):
         named = any("quality" in c.columns for c in clips)
         graded = [levels] * len(clips)  # as they are
         if degrade and levels and not named:
-            graded = [
-                1 + seed_of("level", c.key) % (levels - 1) if x < SPOILT else levels
-                for c, x in zip(clips, torch.rand(len(clips)).tolist(), strict=True)
-            ]
+            draws = zip(clips, torch.rand(len(clips)).tolist(), strict=True)
+            graded = [1 + seed_of("level", c.key) % (levels - 1) if x < SPOILT else levels for c, x in draws]
         rows = self._encoded(clips, graded, levels, model, device)
         normalise = get_normaliser(TEXT)
         values = {name: [c.columns.get(COLUMN.get(name, name)) for c in clips] for name in model.labels}

@@ -13,6 +13,7 @@ from rlspeech.models.avse import AvseEnhancer, si_snr
 from rlspeech.run import Run
 from rlspeech.stats import mean_interval
 from rlspeech.tasks.avse.enhancer import AvBatch, AvInference, collate, supervised_loss
+from rlspeech.tasks.avse.policy import AvsePolicy, RelaxedAvse
 from rlspeech.tasks.base import EnhancementTask, Numbers, enhance_clips
 
 
@@ -65,8 +66,6 @@ class Avse(EnhancementTask):
         return found
 
     def policy(self, adapted: Any, config: RL, explore: Any = None) -> Any:
-        from rlspeech.tasks.avse.policy import AvsePolicy, RelaxedAvse
-
         policy = RelaxedAvse if "diffro" in config.algo else AvsePolicy
         return policy(adapted, explore or config.explore, config.reduction, config.seed)
 

@@ -93,17 +93,15 @@ class BestOf:
         scores, kept = self.scorer.score(draws)[self.judge], list[Sample]()
         for n, clip in enumerate(clips):
             at = n * self.count
-            merits = [
-                (d.finished and len(d.tokens) > 0, self.sign * s.value, -i)
-                for i, (d, s) in enumerate(zip(draws[at:], scores[at : at + self.count], strict=False))
-                if s.value is not None
-            ]
+            own = scores[at : at + self.count]
+            pairs = enumerate(zip(draws[at:], own, strict=False))
+            rated = [(i, draw, score.value) for i, (draw, score) in pairs if score.value is not None]
+            merits = [(d.finished and len(d.tokens) > 0, self.sign * value, -i) for i, d, value in rated]
             if not merits:
                 log.warn(f"{clip.key}: no draw could be scored ({scores[at].error}); the first is kept")
             best = -max(merits)[2] if merits else 0
             kept.append(draws[at + best])
-            values = [s.value for s in scores[at : at + self.count]]
-            self.choices[clip.key] = {"judge": self.judge, "scores": values, "chosen": best}
+            self.choices[clip.key] = {"judge": self.judge, "scores": [s.value for s in own], "chosen": best}
         if self.decodes:
             return kept
         codes, finished = [torch.from_numpy(s.tokens) for s in kept], torch.tensor([s.finished for s in kept])

@@ -203,10 +203,8 @@ class _Anchor(_Spoken):
         if self.name == RESYNTHESIS:
             codes, token_s = model.codec.encode(wavs), model.codec.frame_s
             tokens, wavs = [c.numpy() for c in codes], model.codec.decode(codes, [voice_of(u, rate) for u in utts])
-        return [
-            Sample(u.id, w, rate, None, u.text, columns_of(u), tokens=t, token_s=token_s)
-            for u, w, t in zip(utts, wavs, tokens, strict=True)
-        ]
+        rows = zip(utts, wavs, tokens, strict=True)
+        return [Sample(u.id, w, rate, None, u.text, columns_of(u), tokens=t, token_s=token_s) for u, w, t in rows]
 
     def target(self, utt: Utterance, sample_rate: int) -> np.ndarray | None:
         """The prompt's speech; a recording is not compared with itself."""

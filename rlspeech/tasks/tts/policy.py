@@ -18,7 +18,7 @@ with the gradient through all of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,13 +27,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlspeech.config_parts import Sampling
 from rlspeech.data.batches import Clip, seed_of
+from rlspeech.models.audio_lm.generate import EncodedPrompts
+from rlspeech.models.codec.lm import CodecLM
 from rlspeech.rewards.base import resolve
 from rlspeech.tasks.token_policy import TokenPolicy, TokenRollout, token_kl
 from rlspeech.types import Relaxed, Rollout, Sample
-
-if TYPE_CHECKING:
-    from rlspeech.models.audio_lm.generate import EncodedPrompts
-    from rlspeech.models.codec.lm import CodecLM
 
 SLOWEST, LEAST_S = 5.0, 2.0  # bytes of text a second: a third of usual speech; seconds that any text may take
 SILENT = frozenset({"tokens", "hypothesis"})  # needs of rewards that take no audio

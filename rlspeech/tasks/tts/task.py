@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from rlspeech.data.batches import Clip, seed_of
 from rlspeech.data.manifest import recordings
 from rlspeech.log import warn
 from rlspeech.models.codec.lm import CodecLM, Line, build_codec_lm, load_codec_lm, save_codec_lm
+from rlspeech.run import Run
 from rlspeech.scores import step_name
 from rlspeech.stats import mean_interval
 from rlspeech.tasks.base import Numbers, Task, keep_samples, means_of, set_anew
@@ -32,9 +33,6 @@ from rlspeech.tasks.token_policy import RL_DEFAULTS, ROWS, TOKEN_SETTINGS, check
 from rlspeech.tasks.tts.best import BestOf
 from rlspeech.tasks.tts.policy import SLOWEST, TtsPolicy, longest
 from rlspeech.types import Sample, SoftReward, Utterance
-
-if TYPE_CHECKING:
-    from rlspeech.run import Run
 
 PROMPTED = 0.5  # share of training rows with a prompt, where the speaker has another recording
 REPLACED = 0.1  # of a training row's ids, at most: what the model goes on from will be its own, and not always right
@@ -196,11 +194,8 @@ class Tts(Task):
             nll, count = nll - float(token_logp(logits, ids)[mask].sum()), count + int(mask.sum())
         samples = self.synthesise(model, clips, seed=seed)
         keep_samples(folder.path / "samples" / step_name(step), samples, 4)
-        ratios = [
-            len(s.tokens) / (len(c.target) / c.sample_rate / model.layout.frame_s)
-            for s, c in zip(samples, clips, strict=True)
-            if s.tokens is not None and len(c.target)
-        ]
+        known = [(s.tokens, c) for s, c in zip(samples, clips, strict=True) if s.tokens is not None and len(c.target)]
+        ratios = [len(t) / (len(c.target) / c.sample_rate / model.layout.frame_s) for t, c in known]
         return {
             "nll": nll / max(count, 1),
             "stopped": mean_interval([s.finished for s in samples]),
