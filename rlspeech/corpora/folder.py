@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 from rlspeech.config_parts import conf
-from rlspeech.corpora.base import Candidate, Layout, candidate, check_folder, file_id, numbered, pair, recordings_below
+from rlspeech.corpora.base import (
+    Candidate,
+    Layout,
+    Sets,
+    candidate,
+    check_folder,
+    file_id,
+    numbered,
+    pair,
+    recordings_below,
+)
 from rlspeech.data.decode import AUDIO_SUFFIXES
 from rlspeech.data.inputs import FILE_KEYS, WORD_KEYS, read_list
 from rlspeech.data.manifest import read_manifest
@@ -64,10 +74,9 @@ class Folder(Layout):
             name = file_id(path, folder)
             yield candidate("manifest", path, name, problem, text=text, speaker=speaker, language=language)
 
-    @property
-    def judged(self) -> str:  # type: ignore[override]
-        """What they are held to."""
-        return self.kind
+    def make(self, out: Path) -> Sets:
+        """Return the recordings in one set."""
+        return self.vetted(self.find(out), out, self.kind)
 
 
 class Pairs(Layout):

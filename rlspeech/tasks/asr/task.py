@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from rlspeech.data.text import get_normaliser
 from rlspeech.models.audio_lm.model import load_audio_lm, save_audio_lm
 from rlspeech.models.recogniser import SAMPLE_RATE, Recogniser, load_recogniser, make_tokenizer, save_recogniser
 from rlspeech.rewards.rates import corpus_interval
+from rlspeech.run import Run
 from rlspeech.scores import step_name
 from rlspeech.stats import Interval
 from rlspeech.tasks.asr.policy import AsrPolicy
@@ -29,31 +30,21 @@ from rlspeech.tasks.base import Numbers, Task, Weights, keep_samples
 from rlspeech.tasks.token_policy import RL_DEFAULTS, TOKEN_SETTINGS, check_texts, rows_of, texts_of
 from rlspeech.types import Sample
 
-if TYPE_CHECKING:
-    from rlspeech.run import Run
-
 TEXT = "basic-1"  # how training texts are written: what the model learns to write
 BATCH = 16
 
 
 @dataclass
 class AsrBatch:
-    """B recordings and their texts.
+    """B recordings and their texts."""
 
-    Args:
-        features: (B, L, D) stacked log-mel windows.
-        real: (B, L) long, 1 on real windows.
-        ids, mask: (B, S) long, prompt and text.
-        answer: (B, S) bool, tokens that the model has to write.
-        labels: B texts as pieces, for CTC.
-    """
-
-    features: Tensor
-    real: Tensor
+    features: Tensor  # (B, L, D) stacked log-mel windows
+    real: Tensor  # (B, L) long, 1 on real windows
+    # ids, mask: (B, S) long, prompt and text
     ids: Tensor
     mask: Tensor
-    answer: Tensor
-    labels: list[Tensor]
+    answer: Tensor  # (B, S) bool, tokens that the model has to write
+    labels: list[Tensor]  # B texts as pieces, for CTC
 
 
 class Asr(Task):
