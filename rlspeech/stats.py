@@ -48,6 +48,12 @@ class Interval:
         return f"{mean} [{self.lo:.{digits}f}, {self.hi:.{digits}f}]" if math.isfinite(self.lo) else mean
 
 
+def as_dicts(rows: Mapping[str, Mapping[str, Interval]], *, differences: bool = False) -> dict[str, Any]:
+    """Rows of intervals for JSON; ``differences`` say as well whether they are significant."""
+    more = (lambda i: {"significant": i.significant}) if differences else lambda i: {}
+    return {s: {m: i.as_dict() | more(i) for m, i in row.items()} for s, row in rows.items()}
+
+
 def interval_columns(prefix: str, found: Mapping[str, Interval]) -> dict[str, float]:
     """Means as flat columns of ``metrics.jsonl``: ``prefix/x``, and ``prefix/x_lo`` and ``prefix/x_hi`` where there is an interval."""
     return {

@@ -29,7 +29,7 @@ from rlspeech.rewards.rates import COUNTS, RATES, UNDIRECTED, UNITS, compare_rat
 from rlspeech.rewards.rules import TextRules
 from rlspeech.run import flat
 from rlspeech.scores import JUDGE_TEXT, step_name
-from rlspeech.stats import Interval, mean_interval, paired_delta
+from rlspeech.stats import Interval, as_dicts, mean_interval, paired_delta
 from rlspeech.types import Sample, UserError
 
 NORMALISER = "basic-3"  # of texts that are shown against each other
@@ -255,20 +255,13 @@ class Comparison:
         return {
             "runs": runs,
             "higher_is_better": {m.name: m.higher_is_better for m in self.metrics},
-            "systems": _plain(self.means, False),
-            "differences": [{**facts, "deltas": _plain(p.deltas, True)} for p, facts in pairs],
-            "against_own_start": _plain(self.own, True),
+            "systems": as_dicts(self.means),
+            "differences": [{**facts, "deltas": as_dicts(p.deltas, differences=True)} for p, facts in pairs],
+            "against_own_start": as_dicts(self.own, differences=True),
             "settings": self.settings,
             "versions": self.versions,
             "notes": self.notes,
         }
-
-
-def _plain(scores: Scores, judge: bool) -> dict[str, Any]:
-    def numbers(i: Interval) -> dict[str, Any]:
-        return {**i.as_dict(), "significant": i.significant} if judge else i.as_dict()
-
-    return {s: {m: numbers(i) for m, i in row.items()} for s, row in scores.items()}
 
 
 def within(run: RunRecord) -> Comparison:

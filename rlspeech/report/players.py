@@ -47,18 +47,15 @@ class Player:
 
 @dataclass(frozen=True, slots=True)
 class Players:
-    """One clip's players and texts; ``fixed`` and ``rate`` are its bytes on the page without sound, and a second of sound.
-
-    ``whole_s`` is its length, ``seconds`` what is left of it.
-    """
+    """One clip's players and texts."""
 
     clip: Clip
-    seconds: float
-    whole_s: float
+    seconds: float  # what is left of its length
+    whole_s: float  # its length
     top_hz: float
     players: list[Player]
-    fixed: int
-    rate: float
+    fixed: int  # its bytes on the page without sound
+    rate: float  # the bytes of a second of sound
 
     def size(self, limit_s: float) -> float:
         """Bytes on the page, cut to ``limit_s``."""

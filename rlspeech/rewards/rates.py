@@ -15,7 +15,7 @@ import numpy as np
 
 from rlspeech.data.text import align, characters, get_normaliser, is_cased, only_symbols, units, written_in_characters
 from rlspeech.rewards.recognisers import load_recogniser, transcribe_audible
-from rlspeech.stats import Interval, draws_interval, resampled_sums
+from rlspeech.stats import Interval, as_dicts, draws_interval, resampled_sums
 from rlspeech.types import Sample, Score, UserError
 
 if TYPE_CHECKING:
@@ -184,13 +184,8 @@ class RateComparison:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-
-        def plain(part: Mapping[str, Mapping[str, Interval]], changes: bool) -> dict[str, Any]:
-            more = (lambda i: {"significant": i.significant}) if changes else lambda i: {}
-            return {s: {m: i.as_dict() | more(i) for m, i in row.items()} for s, row in part.items()}
-
-        parts = {name: plain(getattr(self, name), name != "systems") for name in ("systems", "deltas", "relative")}
-        return {"n": self.items, **parts}
+        changes = {name: as_dicts(getattr(self, name), differences=True) for name in ("deltas", "relative")}
+        return {"n": self.items, "systems": as_dicts(self.systems), **changes}
 
 
 def compare_rates(
