@@ -236,7 +236,7 @@ def check(
 
     Prints line numbers and exits with code 2 where there are mistakes.
     """
-    if call("stages.check:run", shared, Path(path), SCHEMAS, stage=stage)["problems"]:
+    if call("stages.check:run", shared, Path(path), stage=stage)["problems"]:
         raise Exit(2)
 
 

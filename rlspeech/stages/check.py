@@ -15,10 +15,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rlspeech import log, plugins
+from rlspeech import log
 from rlspeech.data.decode import TOLERANCE_S, AudioError, SoundInfo, regular_file, sound_info
 from rlspeech.data.manifest import ASIDE_NAMES, PATH_KEYS, RECIPE_NAME, holds_rows, scan
 from rlspeech.files import numbered_rows, object_or_reason, read_object
+from rlspeech.plugins import SCHEMAS, load
 from rlspeech.schema import load_yaml
 from rlspeech.settings import resolve
 from rlspeech.types import UserError, Utterance
@@ -27,12 +28,11 @@ SHOWN, MOST = 50, 100_000  # problems that are printed, and kept
 MAX_CHARACTERS_PER_S = 40  # faster than anyone reads
 
 
-def run(path: Path, schemas: Mapping[str, str], *, stage: str | None = None) -> dict[str, Any]:
+def run(path: Path, *, stage: str | None = None) -> dict[str, Any]:
     """Check one path.
 
     Args:
         path: file or folder.
-        schemas: stage -> ``module:Class`` of its config, for config files.
         stage: of a config file that does not say its own.
 
     Returns:
@@ -42,7 +42,7 @@ def run(path: Path, schemas: Mapping[str, str], *, stage: str | None = None) -> 
         UserError: nothing there, or nothing that this project knows.
     """
     with log.waiting(f"checking {path}"):
-        found = _check(path, schemas, stage)
+        found = _check(path, stage)
     summary = {"path": str(path), "kind": found.kind, "problems": found.problems, "facts": found.facts}
     if found.problems:
         for p in found.problems[:SHOWN]:
@@ -56,9 +56,9 @@ def run(path: Path, schemas: Mapping[str, str], *, stage: str | None = None) -> 
     return summary
 
 
-def _check(path: Path, schemas: Mapping[str, str], stage: str | None) -> Findings:
+def _check(path: Path, stage: str | None) -> Findings:
     if path.is_dir():
-        return _folder(path, schemas)
+        return _folder(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist", "", "rlspeech check MANIFEST, CONFIG or RUN_FOLDER")
     if holds_rows(path):
@@ -68,15 +68,15 @@ def _check(path: Path, schemas: Mapping[str, str], stage: str | None) -> Finding
         if {"clean", "noise"} <= set(content):
             return check_recipe(path, content)
     if path.suffix in {".yaml", ".yml", ".json"}:
-        return check_config(path, schemas, stage)
+        return check_config(path, stage)
     why = f"its name ends in {path.suffix or 'nothing'}"
     try_this = "a manifest (.jsonl), mix.json, a config (.yaml, .json) or a run folder"
     raise UserError(f"{path} is nothing that can be checked", why, try_this)
 
 
-def _folder(path: Path, schemas: Mapping[str, str]) -> Findings:
+def _folder(path: Path) -> Findings:
     if any((path / name).exists() for name in ("config.resolved.json", "env.json", "checkpoints")):
-        return check_run(path, schemas)
+        return check_run(path)
     if (path / "model.safetensors").is_file() or (path / "config.json").is_file():
         found = Findings("checkpoint")
         check_checkpoint(path, found)
@@ -91,7 +91,7 @@ def _folder(path: Path, schemas: Mapping[str, str]) -> Findings:
     for file in reversed(inside):
         if file.name in named:
             continue
-        part = _check(file, schemas, None)
+        part = _check(file, None)
         named |= {Path(str(n)).name for n in part.facts.pop("manifests", [])}
         found.problems += part.problems
         found.facts |= {f"{file.name}: {k}": v for k, v in part.facts.items()}
@@ -287,18 +287,19 @@ def check_recipe(path: Path, content: Mapping[str, Any]) -> Findings:
     return found
 
 
-def check_config(path: Path, schemas: Mapping[str, str], stage: str | None) -> Findings:
+def check_config(path: Path, stage: str | None) -> Findings:
     """A config file: every key, every type; without a stage line the stage that it fits."""
     found = Findings("config")
     values, lines = load_yaml(path)  # its own message has the line where the file is not YAML at all
     named_stage = stage or values.get("stage")
-    if named_stage is not None and named_stage not in schemas:
-        found.add(path, lines.get("stage"), f"no stage is called {named_stage!r}; there are: {', '.join(schemas)}")
+    if named_stage is not None and named_stage not in SCHEMAS:
+        found.add(path, lines.get("stage"), f"no stage is called {named_stage!r}; there are: {', '.join(SCHEMAS)}")
         return found
+    schemas = {name: load(f"rlspeech.{SCHEMAS[name]}") for name in ([named_stage] if named_stage else SCHEMAS)}
     tried: dict[str, UserError | None] = {}
-    for name in [named_stage] if named_stage else schemas:
+    for name, schema in schemas.items():
         try:
-            resolve(plugins.load(f"rlspeech.{schemas[name]}"), config_file=path)
+            resolve(schema, config_file=path)
             tried[name] = None
         except UserError as error:
             tried[name] = error
@@ -307,9 +308,7 @@ def check_config(path: Path, schemas: Mapping[str, str], stage: str | None) -> F
         found.facts = {"stage": ", ".join(fitting), "keys": len(lines)}
         return found
     # without a stage line: the stage whose keys the file shares most of is what was meant
-    best = named_stage or max(
-        tried, key=lambda n: len({*values} & {*plugins.load(f"rlspeech.{schemas[n]}").model_fields})
-    )
+    best = max(schemas, key=lambda name: len({*values} & {*schemas[name].model_fields}))
     if (wrong := tried[best]) is not None:
         named = [k for k in lines if f"'{k}'" in wrong.what or wrong.what.startswith(f"{k}:")]
         message = "; ".join(filter(None, (f"as rlspeech {best}: {wrong.what}", wrong.why, wrong.try_this)))
@@ -349,7 +348,7 @@ def _tensors(path: Path, found: Findings) -> None:
         found.add(path, None, f"cannot be read: {str(error).splitlines()[0]}")
 
 
-def check_run(path: Path, schemas: Mapping[str, str]) -> Findings:
+def check_run(path: Path) -> Findings:
     """A run folder: complete, numbers that are numbers, and something to go on from."""
     found = Findings("run folder")
     for name in ("config.yaml", "config.resolved.json", "env.json"):
@@ -357,9 +356,9 @@ def check_run(path: Path, schemas: Mapping[str, str]) -> Findings:
             found.add(path, None, f"{name} is missing")
     stage, resolved, steps = found.read(path / "env.json").get("stage"), path / "config.resolved.json", None
     found.facts["stage"] = stage
-    if stage in schemas and resolved.is_file():
+    if stage in SCHEMAS and resolved.is_file():
         try:
-            found.problems += check_config(resolved, schemas, stage).problems
+            found.problems += check_config(resolved, stage).problems
             steps = Findings("config").read(resolved).get("steps")
         except UserError as error:
             found.add(resolved, None, str(error))

@@ -11,14 +11,13 @@ import pytest
 import soundfile as sf
 
 from rlspeech.data.manifest import find_manifest, read_manifest
-from rlspeech.plugins import SCHEMAS
 from rlspeech.settings import preset_names, preset_path
 from rlspeech.stages import check
 from rlspeech.types import UserError
 
 
 def look(path: Path, **given: Any) -> dict[str, Any]:
-    summary = check.run(path, SCHEMAS, **given)
+    summary = check.run(path, **given)
     json.dumps(summary)
     return summary
 
