@@ -360,14 +360,13 @@ def test_another_hypothesis_is_scored_again_and_the_same_is_not(tmp_path, monkey
     assert [[k.split("-")[0] for k in keys] for keys, _ in calls] == [["u_1"]] and rows["u_1"]["asr_edits"] == 0.0
 
 
-def test_a_recogniser_that_listened_itself_does_not_take_the_hypothesis_place(tmp_path, monkeypatch):
-    (tmp_path / "hears.py").write_text("def hear(wavs, rate):\n    return ['heard'] * len(wavs)\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+def test_a_recogniser_writes_the_hypotheses_that_rows_lack_and_does_not_take_the_others_place(tmp_path):
     sf.write(tmp_path / "a.wav", 0.1 * np.sin(np.arange(16000)), 16000)
-    path = write(tmp_path / "m.jsonl", [{"id": "a", "audio_filepath": "a.wav", "text": "given", "hypothesis": "given"}])
-    _, rows = score(path, ["asr_wer", "wer"], recogniser="hears:hear")
-    assert rows["a"]["hypothesis"] == "given" and rows["a"]["wer_hypothesis"] == "heard"
-    assert (rows["a"]["asr_wer"], rows["a"]["wer"]) == (0.0, 1.0)
+    given = [{"id": "a", "text": "given", "hypothesis": "given"}, {"id": "b", "text": ""}]
+    path = write(tmp_path / "m.jsonl", [{**row, "audio_filepath": "a.wav"} for row in given])
+    _, rows = score(path, ["asr_hallucination", "wer"], recogniser="reward_plugins:recogniser")
+    assert rows["a"]["hypothesis"] == "given" and rows["a"]["wer_hypothesis"] == "Hello,  WORLD!"
+    assert [rows[k]["asr_hallucination"] for k in "ab"] == [0.0, -1.0] and rows["a"]["wer"] == 2.0
 
 
 def test_a_run_as_recogniser_writes_what_transcribe_writes_and_that_is_matched_by_its_file(tmp_path):
