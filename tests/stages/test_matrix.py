@@ -30,10 +30,11 @@ REFUSED = {("asr", "diffro"), ("asr", "grpo+diffro")}
 SUPPORTED = [(t, f) for t in TASKS for f in FORMS if (t, f) not in REFUSED]
 SOUND = {"rewards": [RewardSpec(name="si_sdr", scale="none")], "guards": [GuardSpec(name="stoi")], "clip_s": 0.5}
 VARIED = {"rewards": [RewardSpec(name="tts_token_diversity", scale="none")], "guards": [GuardSpec(name="tts_stopped")]}
+TEXTS = {"rewards": [RewardSpec(name="asr_cer", scale="none")], "guards": [GuardSpec(name="asr_wer")]}
 OWN: dict[str, dict[str, Any]] = {
     "flowse": {**SOUND, "explore": Exploration(nfe=(2, 2), bands=2), "diffro": DiffRO(smooth=2, last_steps=2)},
     "avse": {**SOUND, "diffro": DiffRO(smooth=2), "supervised_weight": 0.0},
-    "asr": {"sampling": Sampling(max_new_tokens=3), "truncated": "keep", "guards": [GuardSpec(name="asr_wer")]},
+    "asr": {**TEXTS, "sampling": Sampling(max_new_tokens=6), "truncated": "keep"},
     # of two rollouts each is as far from the other
     "tts": {**VARIED, "truncated": "keep", "group": 3},
 }
@@ -45,7 +46,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     folder = tmp_path_factory.mktemp("matrix")
     pairs = write_talkers(folder / "pairs", 4)
     save_model(folder / "avse", tiny_avse(), "avse", facts={"data": "none"})
-    spoken, asr = tiny_recognisers.write_corpus(folder / "asr-data"), tiny_recognisers.write_model(folder / "asr")
+    said = [r for r in tiny_recognisers.ROWS if r["text"]]  # of what says nothing there is no rate
+    spoken, asr = tiny_recognisers.write_corpus(folder / "asr-data", said), tiny_recognisers.write_model(folder / "asr")
     tts, flow = write_tts(folder / "tts"), tiny_speech.write_model(folder / "flow")
     return {
         "flowse": {"data": str(pairs), "model": str(flow)},
