@@ -15,8 +15,18 @@ from pathlib import Path
 
 from rlspeech.rewards.rates import RateComparison, compare_rates
 
-SHOWN = ("wer", "substitutions", "deletions", "insertions", "keyword_f1", "hallucinated", "empty_output")
-PLAIN = {"empty_output"}  # a change in points: the start may be near 0
+SHOWN = (
+    "wer",
+    "substitutions",
+    "deletions",
+    "insertions",
+    "keyword_f1",
+    "hallucinated",
+    "empty_output",
+    "symbols",
+    "cased",
+)
+PLAIN = {"empty_output", "symbols", "cased"}  # a change in points: the start may be near 0
 
 
 def pooled(path: Path, conditions: set[str], kinds: dict[str, str]) -> dict[str, list[dict[str, int]]]:

@@ -118,6 +118,19 @@ def test_scripts_on_real_recordings(script: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.realdata
+@pytest.mark.realmodels
+def test_a_real_recogniser_is_tuned_and_decodes_alike_in_transformers(tmp_path: Path, realmodels: Path) -> None:
+    run("whisper-real.sh", tmp_path, OUT="out", MODEL=str(realmodels / "whisper-tiny.en"))
+    assert {"base", "grpo-0", "plain-base", "plain-grpo-0"} <= set(systems(tmp_path / "out"))
+    for arm in ("base", "grpo-0"):
+        texts = []
+        for path, key in ((f"eval/hypotheses/{arm}.jsonl", "key"), (f"plain/{arm}.jsonl", "id")):
+            rows = map(json.loads, (tmp_path / "out" / path).read_text().splitlines())
+            texts.append({r[key]: r["hypothesis"].strip() for r in rows})
+        assert texts[0] == texts[1]
+
+
+@pytest.mark.realdata
 def test_the_judge_is_made_from_real_recordings(tmp_path: Path) -> None:
     said = run("train-embedded-judge.sh", tmp_path, OUT="out").stdout
     assert "Spearman with pesq_wb" in said and (tmp_path / "out" / "judge-listener" / "model.safetensors").is_file()

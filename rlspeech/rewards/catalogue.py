@@ -100,7 +100,7 @@ _RATIO = "length of the speech over the recording's, or over what the text shoul
 _SHAPE: dict[str, Column] = {
     "tts_pitch_std": Column("standard deviation of log F0 over voiced frames", bounds=POSITIVE, optional=True),
     "tts_duration_ratio": Column(_RATIO, bounds=POSITIVE, optional=True),
-    "tts_duration_drift": Column("size of its logarithm: how far too long or too short", False, POSITIVE, True),
+    "tts_duration_drift": Column("size of that logarithm: how far too long or too short", False, POSITIVE, True),
 }
 _TOKEN_TEXT: dict[str, Column] = {
     "token_accuracy": Column("as tts_accuracy, by the token reward: no waveform is made", bounds=(-INF, 1.0)),
@@ -121,7 +121,9 @@ _SQUIM: dict[str, Column] = {
     "squim_stoi": Column("STOI as predicted by SQUIM", bounds=SHARE),
     "squim_si_sdr": Column("SI-SDR as predicted by SQUIM, in dB"),
 }
-_STOI = {n: Column(f"intelligibility ({n.upper()})", bounds=SIGNED) for n in ("stoi", "estoi")}
+_STOI = {
+    n: Column(f"intelligibility ({full})", bounds=SIGNED) for n, full in (("stoi", "STOI"), ("estoi", "extended STOI"))
+}
 _WER = {f"{word[0]}er": Column(f"{word} error rate of a recogniser", **_LOW) for word in ("word", "character")}
 _SDR = {"si_sdr": Column("scale-invariant signal-to-distortion ratio in dB")}
 _LSD = {"lsd": Column("log-spectral distance in dB", **_LOW)}
