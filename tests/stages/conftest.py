@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tiny_speech import write_model, write_pairs
+from tiny_tts import write_tts
 from tiny_tuned import TASKS, Run, tuned
 
 from rlspeech.config import Lora
@@ -52,6 +53,12 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Pairs of clips, and an enhancer of random weights."""
     folder = tmp_path_factory.mktemp("flow")
     return {"data": str(write_pairs(folder / "pairs")), "model": str(write_model(folder / "model"))}
+
+
+@pytest.fixture(scope="session")
+def tts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Texts with recordings, a codec language model and a token reward."""
+    return write_tts(tmp_path_factory.mktemp("tts"))
 
 
 @pytest.fixture(scope="session")

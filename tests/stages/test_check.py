@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile as sf
+from tiny_corpora import sound
 
 from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.settings import preset_names, preset_path
@@ -26,12 +25,6 @@ def lines(summary: dict[str, Any]) -> dict[int | None, str]:
     return {p["line"]: p["message"] for p in summary["problems"]}
 
 
-def wav(path: Path, seconds: float = 1.0, rate: int = 16000) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sf.write(path, (0.1 * np.random.default_rng(0).standard_normal(int(seconds * rate))).astype(np.float32), rate)
-    return path.name
-
-
 def row(**values: Any) -> dict[str, Any]:
     return {"audio_filepath": "a.wav", "duration": 1.0, "sample_rate": 16000, **values}
 
@@ -41,11 +34,8 @@ def manifest(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-# ---- manifests
-
-
 def test_a_good_manifest_has_no_problems(tmp_path: Path) -> None:
-    wav(tmp_path / "a.wav")
+    sound(tmp_path / "a.wav")
     summary = look(manifest(tmp_path / "m.jsonl", [row(id="x", target_filepath="a.wav"), row(id="y", text="hello")]))
     assert summary["kind"] == "manifest" and summary["problems"] == []
     assert summary["facts"]["rows"] == 2 and summary["facts"]["with a reference"] == 1
@@ -54,9 +44,9 @@ def test_a_good_manifest_has_no_problems(tmp_path: Path) -> None:
 
 
 def test_every_mistake_in_a_manifest_has_its_line(tmp_path: Path) -> None:
-    wav(tmp_path / "a.wav")
-    wav(tmp_path / "short.wav", 0.5)
-    wav(tmp_path / "slow.wav", 1.0, 8000)
+    sound(tmp_path / "a.wav")
+    sound(tmp_path / "short.wav", seconds=0.5)
+    sound(tmp_path / "slow.wav", rate=8000)
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("this is no audio")
     given: list[tuple[Any, str]] = [
@@ -84,11 +74,8 @@ def test_every_mistake_in_a_manifest_has_its_line(tmp_path: Path) -> None:
         assert words in found[line], (line, found[line])
 
 
-# ---- recipes
-
-
 def recipe(folder: Path, **changes: Any) -> Path:
-    wav(folder / "a.wav")
+    sound(folder / "a.wav")
     for name in ("clean", "noise"):
         manifest(folder / f"{name}.jsonl", [row(id=name)])
     path = folder / "mix.json"
@@ -118,7 +105,7 @@ def test_mistakes_in_a_recipe_have_their_line(tmp_path: Path, changes: dict[str,
 
 
 def test_nemos_manifests_are_known_under_their_own_suffix(tmp_path: Path) -> None:
-    wav(tmp_path / "a.wav")
+    sound(tmp_path / "a.wav")
     path = manifest(tmp_path / "train_manifest.json", [row(id="a"), row(id="b", offset=0.0, duration=0.5)])
     assert find_manifest(tmp_path) == path
     for place in (path, tmp_path):
@@ -132,9 +119,6 @@ def test_the_manifests_of_a_recipe_are_checked(tmp_path: Path) -> None:
     for target in (path, tmp_path):  # a folder stands for what is in it, once
         problems = look(target)["problems"]
         assert [(Path(p["path"]).name, p["line"]) for p in problems] == [("noise.jsonl", 2)]
-
-
-# ---- configs
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -177,9 +161,6 @@ def test_what_is_not_yaml_or_not_there_is_refused(tmp_path: Path) -> None:
             look(tmp_path / name)
 
 
-# ---- scores and metrics
-
-
 def test_scores(tmp_path: Path) -> None:
     rows = [
         {"key": "a", "system": "s", "pesq_wb": 1.0},
@@ -203,9 +184,6 @@ def test_metrics(tmp_path: Path) -> None:
     path.write_text(path.read_text() + '{"step": 4, "lo')
     found = lines(look(path))
     assert set(found) == {2, 3, 4, 5, 6} and "torn line" in found[6] and "after step 2" in found[3]
-
-
-# ---- runs and checkpoints
 
 
 @pytest.fixture
@@ -284,7 +262,7 @@ def test_damage_to_a_run_is_found(folder: Path, name: str) -> None:
 
 def test_texts_that_would_teach_nonsense_are_found(tmp_path: Path) -> None:
     texts: list[Any] = ["fine", "", "na\ufffdve", "two\tcolumns", "x" * 200, "fine"]
-    files = [wav(tmp_path / f"{i}.wav", 2.0) for i in range(len(texts))]
+    files = [sound(tmp_path / f"{i}.wav", seconds=2.0).name for i in range(len(texts))]
     rows = [row(id=f, text=t, audio_filepath=f, duration=2.0) for f, t in zip(files, texts, strict=True)]
     rows[0]["keywords"], rows[5]["keywords"] = ["fine"], [1, 2]
     summary = look(manifest(tmp_path / "m.jsonl", rows))

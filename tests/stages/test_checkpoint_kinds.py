@@ -6,13 +6,12 @@ import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
+import tiny_corpora
 from tiny_tuned import TASKS, Run
 from typer.testing import CliRunner
 
 from rlspeech.cli import app
-from rlspeech.data.audio import save_audio
 from rlspeech.models.hub import KINDS as CHECKPOINTS
 from rlspeech.models.hub import task_of
 from rlspeech.stages import convert
@@ -22,14 +21,7 @@ KINDS = ("run", "checkpoint", "merged", "hub", "base")
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("sound") / "a.wav"
-    t = np.arange(8000) / 16000
-    save_audio(
-        path,
-        (0.1 * np.sin(2 * np.pi * 200 * t) + 0.03 * np.random.default_rng(0).standard_normal(8000)).astype(np.float32),
-        16000,
-    )
-    return path
+    return tiny_corpora.sound(tmp_path_factory.mktemp("sound") / "a.wav", seconds=0.5)
 
 
 def snapshot(folder: Path, out: Path) -> Path:

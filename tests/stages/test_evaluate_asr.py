@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jiwer
@@ -24,13 +24,6 @@ GOOD = ["one two three four", "five six seven", "eight nine ten", "", "Müller's
 SAID = {name: dict(zip("abcdef", texts, strict=True)) for name, texts in (("base", BASE), ("good", GOOD))}
 
 
-@dataclass
-class Output:
-    ids: Any
-    mask: Any
-    finished: torch.Tensor
-
-
 class Scripted:
     """Writes the text that is scripted for a recording, which it knows by its length."""
 
@@ -45,8 +38,8 @@ class Scripted:
             raise RuntimeError("this one again")
         return [self.said[len(w)] for w in wavs]
 
-    def generate(self, texts: list[str], **_: Any) -> Output:
-        return Output(texts, None, torch.tensor([len(t) < 24 for t in texts]))
+    def generate(self, texts: list[str], **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(ids=texts, mask=None, finished=torch.tensor([len(t) < 24 for t in texts]))
 
     def text(self, ids: list[str], mask: None) -> list[str]:
         return ids
@@ -54,13 +47,7 @@ class Scripted:
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "data"
     rows = [{**row, "duration": 0.5 + 0.1 * i} for i, row in enumerate(ROWS)]
-    for row in rows:
-        write_corpus(folder, [row], row["duration"])
-    (folder / "manifest.jsonl").write_text(
-        "\n".join(json.dumps({"audio_filepath": f"{r['id']}.flac", "sample_rate": RATE, **r}) for r in rows) + "\n"
-    )
     lengths = {r["id"]: int(r["duration"] * RATE) for r in rows}
 
     def load(self: Asr, name: str, device: Any = "cpu", **_: Any) -> tuple[Any, dict[str, Any]]:
@@ -68,7 +55,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(Asr, "load", load)
     monkeypatch.setattr(Scripted, "clips", 0)
-    return folder / "manifest.jsonl"
+    return write_corpus(tmp_path / "data", rows)
 
 
 def ask(data: Path, out: Path, **changes: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import jiwer
 import numpy as np
 import pytest
-from tiny_tts import TEXTS, write_tts
+from tiny_tts import TEXTS
 
 from rlspeech.config import Evaluate
 from rlspeech.config_parts import SPEAKING
@@ -47,13 +47,8 @@ class Speaker:
         self.name = name
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return write_tts(tmp_path_factory.mktemp("tts"))
-
-
 @pytest.fixture
-def calls(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def calls(tts: Tiny, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is said, text by text, in the order in which it is said."""
     said: list[str] = []
 
@@ -77,14 +72,14 @@ def calls(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return said
 
 
-def ask(tiny: Tiny, out: Path, **changes: Any) -> dict[str, Any]:
+def ask(tts: Tiny, out: Path, **changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {"models": {"base": "hub/base", "good": "hub/good"}, "device": "cpu", "players": 3}
     settings |= {"metrics": METRICS, "recogniser": LISTENER, "workers": 0, "batch": 3, "anchors": False}
-    return evaluate.run(Evaluate(task="tts", out=str(out), **{**settings, "data": tiny["data"], **changes}))
+    return evaluate.run(Evaluate(task="tts", out=str(out), **{**settings, "data": tts["data"], **changes}))
 
 
-def test_rates_are_those_of_the_corpus_and_differences_are_paired(tiny: Tiny, calls: list[str], tmp_path: Path) -> None:
-    made = ask(tiny, tmp_path / "out")
+def test_rates_are_those_of_the_corpus_and_differences_are_paired(tts: Tiny, calls: list[str], tmp_path: Path) -> None:
+    made = ask(tts, tmp_path / "out")
     assert made["n"] == 4 and made["recogniser"] == LISTENER and made["baseline"] == "base"
     for system, texts in SAID.items():
         row = made["systems"][system]
@@ -103,19 +98,19 @@ def test_rates_are_those_of_the_corpus_and_differences_are_paired(tiny: Tiny, ca
     assert not (tmp_path / "out" / "audio" / "good" / "u3.flac").exists()
 
 
-def test_a_run_goes_on_and_what_is_said_is_not_said_again(tiny: Tiny, calls: list[str], tmp_path: Path) -> None:
+def test_a_run_goes_on_and_what_is_said_is_not_said_again(tts: Tiny, calls: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    first = ask(tiny, out)
+    first = ask(tts, out)
     assert len(calls) == 8
     lines = (out / "scores.jsonl").read_text().splitlines(keepends=True)
     (out / "scores.jsonl").write_text("".join(lines[:6]) + lines[6][:30])  # killed while writing
     (out / "audio" / "good" / "u1.flac").unlink()
-    again = ask(tiny, out, baseline="good", metrics=["tts_wer", "tts_loop"])
+    again = ask(tts, out, baseline="good", metrics=["tts_wer", "tts_loop"])
     assert len(calls) == 9 and calls[-1] == "good u1"
     assert again["systems"]["base"]["cer"] == first["systems"]["base"]["cer"] and "tts_loop" in again["systems"]["base"]
     with pytest.raises(UserError):  # other ears are another evaluation
-        ask(tiny, out, recogniser="test_evaluate_tts:deaf")
-    ask(tiny, out, models={"base": "hub/good"}, baseline=None)  # another checkpoint under the same name
+        ask(tts, out, recogniser="test_evaluate_tts:deaf")
+    ask(tts, out, models={"base": "hub/good"}, baseline=None)  # another checkpoint under the same name
     assert calls[9:] and {t.split()[0] for t in calls[9:]} == {"good"}
 
 
@@ -125,30 +120,30 @@ def deaf(wavs: list[np.ndarray], sample_rate: int) -> list[str]:
 
 
 def test_a_text_that_fails_is_left_out_for_every_system(
-    tiny: Tiny, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tts: Tiny, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SAID, "base", [*SAID["base"][:3], "crash"])
-    made = ask(tiny, tmp_path / "out")
+    made = ask(tts, tmp_path / "out")
     assert made["n"] == 3 and "1 utterances could not be scored" in Path(made["report"]).read_text()
     rows = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
     assert "this one again" in next(r for r in rows if r["system"] == "base" and r["key"] == "u3")["errors"]["tts_cer"]
     monkeypatch.setitem(SAID, "base", SAID["good"])
-    assert ask(tiny, tmp_path / "out")["n"] == 4
+    assert ask(tts, tmp_path / "out")["n"] == 4
 
 
-def test_values_of_a_column_get_tables(tiny: Tiny, calls: list[str], tmp_path: Path) -> None:
-    made = ask(tiny, tmp_path / "out", by="sex")
+def test_values_of_a_column_get_tables(tts: Tiny, calls: list[str], tmp_path: Path) -> None:
+    made = ask(tts, tmp_path / "out", by="sex")
     assert made["by"]["male"]["n"] == 4 and "sex: male" in Path(made["report"]).read_text()
 
 
-def test_a_real_model_is_heard_by_deaf_ears(tiny: Tiny, tmp_path: Path) -> None:
-    asked = {"models": {"m": tiny["model"]}, "recogniser": "test_evaluate_tts:deaf", "limit": 3}
-    made = ask(tiny, tmp_path / "out", **asked, metrics=["speaker_similarity", "tts_pitch_std", "tts_stopped"])
+def test_a_real_model_is_heard_by_deaf_ears(tts: Tiny, tmp_path: Path) -> None:
+    asked = {"models": {"m": tts["model"]}, "recogniser": "test_evaluate_tts:deaf", "limit": 3}
+    made = ask(tts, tmp_path / "out", **asked, metrics=["speaker_similarity", "tts_pitch_std", "tts_stopped"])
     assert made["n"] == 3 and made["systems"]["m"]["cer"]["mean"] == 100 and not made["deltas"]
     assert -1 <= made["systems"]["m"]["speaker_similarity"]["mean"] <= 1
     rows = [json.loads(line) for line in (tmp_path / "out" / "said" / "m.jsonl").read_text().splitlines()]
-    assert [r["key"] for r in rows] == ["u1", "u0", "u2"] and all(r["weights"] != tiny["model"] for r in rows)
-    again = ask(tiny, tmp_path / "out2", **asked, batch=1, metrics=["tts_stopped"])
+    assert [r["key"] for r in rows] == ["u1", "u0", "u2"] and all(r["weights"] != tts["model"] for r in rows)
+    again = ask(tts, tmp_path / "out2", **asked, batch=1, metrics=["tts_stopped"])
     assert again["systems"]["m"]["tts_stopped"] == made["systems"]["m"]["tts_stopped"]
 
 
@@ -169,7 +164,7 @@ def test_the_ears_of_the_reward_are_named(tmp_path: Path) -> None:
     assert partial("embedded", rl=str(run))
 
 
-def test_what_cannot_be_is_refused(tiny: Tiny, calls: list[str], tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused(tts: Tiny, calls: list[str], tmp_path: Path) -> None:
     for changes, match in (
         ({"nfe": 3}, "nfe"),
         ({"baseline": "who"}, "who"),
@@ -183,12 +178,12 @@ def test_what_cannot_be_is_refused(tiny: Tiny, calls: list[str], tmp_path: Path)
         ({"best_of": 2, "models": {"a": "hub/base", "a-best2": "hub/good"}}, "a-best2"),
     ):
         with pytest.raises(UserError, match=match):
-            ask(tiny, tmp_path / "out", **changes)
+            ask(tts, tmp_path / "out", **changes)
     bare = tmp_path / "bare.jsonl"
-    row = json.loads(Path(tiny["data"]).read_text().splitlines()[0])
+    row = json.loads(Path(tts["data"]).read_text().splitlines()[0])
     bare.write_text(json.dumps({**row, "text": " ... ", "audio_filepath": "/none.flac"}) + "\n")
     with pytest.raises(UserError, match="prepare tts"):
-        ask({**tiny, "data": str(bare)}, tmp_path / "out")
+        ask({**tts, "data": str(bare)}, tmp_path / "out")
 
 
 def long(wavs: list[np.ndarray], sample_rate: int) -> list[str]:
@@ -196,12 +191,12 @@ def long(wavs: list[np.ndarray], sample_rate: int) -> list[str]:
     return [TEXTS[0] if len(w) == sample_rate else "" for w in wavs]
 
 
-def test_recordings_and_their_copies_say_what_could_be_had(tiny: Tiny, tmp_path: Path) -> None:
+def test_recordings_and_their_copies_say_what_could_be_had(tts: Tiny, tmp_path: Path) -> None:
     """The recordings last a second, and so do their copies of 25 ids a second."""
-    out, models = tmp_path / "out", {"m": tiny["model"], "n": tiny["model"]}
+    out, models = tmp_path / "out", {"m": tts["model"], "n": tts["model"]}
     asked = {"models": models, "recogniser": "test_evaluate_tts:long"}
     metrics = ["speaker_similarity", "tts_duration_ratio", "tts_stopped", "tts_loop"]
-    made = ask(tiny, out, anchors=True, metrics=metrics, **asked)
+    made = ask(tts, out, anchors=True, metrics=metrics, **asked)
     assert list(made["systems"]) == ["recordings", "resynthesis", "m", "n"]
     assert list(made["deltas"]) == ["n"] and made["baseline"] == "m"
     for name in ("recordings", "resynthesis"):
@@ -218,23 +213,23 @@ def test_recordings_and_their_copies_say_what_could_be_had(tiny: Tiny, tmp_path:
     page = Path(made["report"]).read_text()
     assert "recordings" in page and "resynthesis" in page
     before = (out / "scores.jsonl").read_text()
-    assert ask(tiny, out, anchors=True, metrics=metrics, **asked)["systems"] == made["systems"]  # nothing is made again
+    assert ask(tts, out, anchors=True, metrics=metrics, **asked)["systems"] == made["systems"]  # nothing is made again
     assert (out / "scores.jsonl").read_text() == before
-    alone = ask(tiny, out, metrics=metrics, **asked)
+    alone = ask(tts, out, metrics=metrics, **asked)
     assert list(alone["systems"]) == ["m", "n"] and alone["systems"]["m"] == made["systems"]["m"]
 
 
-def test_texts_without_a_recording_have_no_anchor(tiny: Tiny, tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in Path(tiny["data"]).read_text().splitlines()]
+def test_texts_without_a_recording_have_no_anchor(tts: Tiny, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in Path(tts["data"]).read_text().splitlines()]
     for i, row in enumerate(rows):
-        row |= {k: str(Path(tiny["data"]).parent / row[k]) for k in ("audio_filepath", "prompt_filepath")}
+        row |= {k: str(Path(tts["data"]).parent / row[k]) for k in ("audio_filepath", "prompt_filepath")}
         row["sex"] = f"s{i}"
     rows[0]["recorded"], rows[1]["audio_filepath"] = False, "/nowhere.flac"
     rows[2] = {k: v for k, v in rows[2].items() if not k.startswith("prompt")}
     some, none = tmp_path / "some.jsonl", tmp_path / "none.jsonl"
     some.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    asked = {"models": {"m": tiny["model"]}, "recogniser": "test_evaluate_tts:long", "anchors": True, "by": "sex"}
-    made = ask(tiny, tmp_path / "out", data=str(some), metrics=["speaker_similarity"], **asked)
+    asked = {"models": {"m": tts["model"]}, "recogniser": "test_evaluate_tts:long", "anchors": True, "by": "sex"}
+    made = ask(tts, tmp_path / "out", data=str(some), metrics=["speaker_similarity"], **asked)
     assert made["n"] == 4 and made["systems"]["recordings"]["wer"]["n"] == 2 and made["systems"]["m"]["wer"]["n"] == 4
     # u2 has no prompt, and is not compared with itself
     assert made["systems"]["recordings"]["speaker_similarity"]["n"] == 1
@@ -242,34 +237,34 @@ def test_texts_without_a_recording_have_no_anchor(tiny: Tiny, tmp_path: Path) ->
     assert made["by"]["s0"]["systems"]["recordings"]["wer"]["n"] == 0  # not recorded
     assert "of 2 utterances; the other 2 have none" in Path(made["report"]).read_text()
     none.write_text("".join(json.dumps({**r, "recorded": False}) + "\n" for r in rows))
-    made = ask(tiny, tmp_path / "none", data=str(none), **asked)
+    made = ask(tts, tmp_path / "none", data=str(none), **asked)
     assert list(made["systems"]) == ["m"] and "these texts are not recorded" in Path(made["report"]).read_text()
 
 
-def test_without_a_codec_there_is_no_resynthesis(tiny: Tiny, calls: list[str], tmp_path: Path) -> None:
+def test_without_a_codec_there_is_no_resynthesis(tts: Tiny, calls: list[str], tmp_path: Path) -> None:
     def gone(self: Any) -> Any:
         raise UserError("no codec came with this installation")
 
     Speaker.codec = property(gone)
     try:
-        made = ask(tiny, tmp_path / "out", anchors=True, recogniser="test_evaluate_tts:long")
+        made = ask(tts, tmp_path / "out", anchors=True, recogniser="test_evaluate_tts:long")
     finally:
         del Speaker.codec
     assert list(made["systems"]) == ["recordings", "base", "good"]
     assert "no resynthesis: no codec came" in Path(made["report"]).read_text()
 
 
-def test_the_best_of_the_baseline_is_a_system(tiny: Tiny, tmp_path: Path) -> None:
-    models, judge = {"other": tiny["model"], "m": tiny["model"]}, f"token_posterior[model={tiny['reward']}]"
+def test_the_best_of_the_baseline_is_a_system(tts: Tiny, tmp_path: Path) -> None:
+    models, judge = {"other": tts["model"], "m": tts["model"]}, f"token_posterior[model={tts['reward']}]"
     asked: dict[str, Any] = {"models": models, "baseline": "m", "metrics": [judge], "recogniser": f"{__name__}:deaf"}
-    made = ask(tiny, tmp_path / "out", best_of=4, judge=judge, **asked)
+    made = ask(tts, tmp_path / "out", best_of=4, judge=judge, **asked)
     assert list(made["systems"]) == ["other", "m", "m-best4"] and made["temperature"] == SPEAKING
     best, plain = made["systems"]["m-best4"][judge]["mean"], made["systems"]["m"][judge]["mean"]
     assert best > plain == made["systems"]["other"][judge]["mean"] and made["deltas"]["m-best4"][judge]["mean"] > 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "said" / "m-best4.jsonl").read_text().splitlines()]
     assert {len(r["scores"]) for r in rows} == {4}
     assert np.mean([r["scores"][r["chosen"]] for r in rows]) == pytest.approx(best)
-    again = ask(tiny, tmp_path / "out", **asked)  # without it the others stay
+    again = ask(tts, tmp_path / "out", **asked)  # without it the others stay
     assert list(again["systems"]) == ["other", "m"] and again["systems"]["m"] == made["systems"]["m"]
     meta = json.loads((tmp_path / "out" / "scores.meta.json").read_text())
     assert meta["settings"]["sampling"]["temperature"] == SPEAKING

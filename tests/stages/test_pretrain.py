@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tiny_tts import CODEC, REWARD, write_tts
 
 from rlspeech.config import CodecLMModel, FlowModel, Mixing, Pretrain, TokenRewardModel
 from rlspeech.data.audio import save_audio
-from rlspeech.data.manifest import write_manifest
+from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.engine import Ranks
 from rlspeech.models.hub import load_model
 from rlspeech.report.build import build, compared
@@ -29,7 +30,7 @@ from rlspeech.report.runs import open_runs
 from rlspeech.stages import pretrain
 from rlspeech.stages.finish import Ending
 from rlspeech.tasks.flowse.task import FlowSE
-from rlspeech.types import UserError, Utterance
+from rlspeech.types import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -285,15 +286,8 @@ def test_a_killed_process_is_taken_up_again(pairs: Path, tmp_path: Path) -> None
 
 
 def test_whole_utterances_of_unequal_length_are_trained_on(tmp_path: Path) -> None:
-    rng, rows = np.random.default_rng(0), []
-    for i in range(10):
-        clean = (0.1 * np.sin(np.arange(6000 + 700 * i) * 0.1)).astype(np.float32)
-        noisy = clean + 0.02 * rng.standard_normal(len(clean)).astype(np.float32)
-        files = {name: str(tmp_path / name / f"{i}.flac") for name in ("noisy", "clean")}
-        for name, wav in (("noisy", noisy), ("clean", clean)):
-            save_audio(Path(files[name]), wav, 16000)
-        rows.append(Utterance(f"u{i}", files["noisy"], len(clean) / 16000, 16000, target_filepath=files["clean"]))
-    write_manifest(tmp_path / "pairs.jsonl", rows)
+    made = [read_manifest(write_pairs(tmp_path / str(i), 1, 0.4 + 0.05 * i))[0] for i in range(10)]
+    write_manifest(tmp_path / "pairs.jsonl", [replace(utt, id=f"u{i}") for i, utt in enumerate(made)])
     sizes = {"steps": 3, "batch": 3, "mixing": Mixing(clip_s=0)}
     summary = pretrain.run(_config(tmp_path / "pairs.jsonl", tmp_path / "run", **sizes))
     assert summary["step"] == 3 and math.isfinite(summary["si_sdr"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_cli import rows_of
+from tiny_runs import write_rows
 from tiny_speech import SMALL_RL, read_rows
-from tiny_tts import write_tts
 
 from rlspeech.config import PPO, RL, DiffRO, GuardSpec, RewardSpec
 from rlspeech.config_parts import SPEAKING
@@ -29,13 +29,12 @@ BRIEF = RewardSpec(name="tts_duration_ratio", weight=-1.0, scale="none")
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def tiny(tts: dict[str, str]) -> dict[str, str]:
     """A model and four texts; the same five times over to validate on, each with a draw of its own."""
-    made = write_tts(tmp_path_factory.mktemp("tts"))
-    rows = [json.loads(line) for line in Path(made["data"]).read_text().splitlines()]
-    valid = Path(made["data"]).with_name("valid.jsonl")
-    valid.write_text("".join(json.dumps({**row, "id": f"{row['id']}_{i}"}) + "\n" for i in range(5) for row in rows))
-    return {**made, "valid": str(valid)}
+    data = Path(tts["data"])
+    valid = data.with_name("valid.jsonl")
+    write_rows(valid, [{**row, "id": f"{row['id']}_{i}"} for i in range(5) for row in rows_of(data)])
+    return {**tts, "valid": str(valid)}
 
 
 def asked(tiny: dict[str, str], out: Path, **changes: Any) -> RL:
@@ -88,8 +87,7 @@ def test_more_draws_are_averaged_and_the_first_is_kept(tiny: dict[str, str], tmp
         rewards = [RewardSpec(name="tts_duration_ratio", scale="none")]
         sizes = {"steps": 1, "prompts_per_step": 2, "group": 2, "valid_items": 8}
         rl.run(asked(tiny, out, rewards=rewards, guards=[GuardSpec(name="tts_stopped")], **sizes, **changes))
-        rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
-        values = {r["key"]: r["tts_duration_ratio"] for r in rows if not r["step"]}
+        values = {r["key"]: r["tts_duration_ratio"] for r in read_rows(out, "scores.jsonl") if not r["step"]}
         return values, {p.name: p.read_bytes() for p in (out / "samples" / "step_000000").iterdir()}
 
     alone = [first(str(i), seed=i * DRAW) for i in range(3)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile as sf
 from tiny_cli import rows_of
-from tiny_tts import RATE, TEXTS, write_tts
+from tiny_tts import RATE, TEXTS
 
 from rlspeech.data.batches import Clip
 from rlspeech.data.manifest import read_manifest
@@ -22,18 +23,8 @@ from rlspeech.tasks.tts.best import judge_of
 from rlspeech.tasks.tts.task import Tts
 from rlspeech.types import Sample, UserError
 
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return write_tts(tmp_path_factory.mktemp("tts"))
-
-
-class Layout:
-    prompt_s = 0.5
-
-
-class Model:
-    max_s, sample_rate, layout, text_bytes = 2.0, 16000, Layout, staticmethod(lambda line, per_s: int(2.0 * per_s))
+MODEL = SimpleNamespace(max_s=2.0, sample_rate=16000, layout=SimpleNamespace(prompt_s=0.5))
+MODEL.text_bytes = lambda line, per_s: int(2.0 * per_s)
 
 
 @pytest.fixture
@@ -41,7 +32,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Clips as the task gets them; 10 ms a character."""
     clips: list[Any] = []
 
-    def say(self: Tts, model: Model, some: list[Clip], **_: Any) -> list[Sample]:
+    def say(self: Tts, model: Any, some: list[Clip], **_: Any) -> list[Sample]:
         if any("crash" in c.text for c in some):
             raise RuntimeError("too much") if len(some) > 1 else ValueError("a bad one")
         clips.extend(some)
@@ -49,7 +40,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         facts = [(c.key, wav, 16000, None, c.text, c.columns) for c, wav in zip(some, wavs, strict=True)]
         return [Sample(*row, finished="endless" not in str(row[4])) for row in facts]
 
-    monkeypatch.setattr(Tts, "load", lambda *a, **k: (Model(), {}))
+    monkeypatch.setattr(Tts, "load", lambda *a, **k: (MODEL, {}))
     monkeypatch.setattr(Tts, "synthesise", say)
     return clips
 
@@ -112,11 +103,11 @@ def test_where_texts_are_cut(shown: str) -> None:
     assert split_text("one two. ...", 10) == ["one two."]
 
 
-def test_voices_are_the_prompts(said: list[Any], tiny: dict[str, str], tmp_path: Path) -> None:
-    voice = Path(tiny["data"]).parent / "0.flac"
+def test_voices_are_the_prompts(said: list[Any], tts: dict[str, str], tmp_path: Path) -> None:
+    voice = Path(tts["data"]).parent / "0.flac"
     ask("a", out=str(tmp_path / "a.wav"), prompt=str(voice), prompt_text="one")
     assert said[-1].columns == {"prompt_filepath": str(voice), "prompt_text": "one"}
-    ask(tiny["data"], out=str(tmp_path / "out"))
+    ask(tts["data"], out=str(tmp_path / "out"))
     assert said[-1].columns["prompt_filepath"].endswith(".flac") and not len(said[-1].target)
     rows = rows_of(tmp_path / "out" / "manifest.jsonl")
     assert [r["text"] for r in rows] == TEXTS and {r["sex"] for r in rows} == {"male"}
@@ -133,10 +124,10 @@ def test_voices_are_the_prompts(said: list[Any], tiny: dict[str, str], tmp_path:
         ask()
 
 
-def test_a_real_model_says_the_same_twice(tiny: dict[str, str], tmp_path: Path) -> None:
-    voice = str(Path(tiny["data"]).parent / "1.flac")
+def test_a_real_model_says_the_same_twice(tts: dict[str, str], tmp_path: Path) -> None:
+    voice = str(Path(tts["data"]).parent / "1.flac")
     for name in ("a", "b"):
-        ask("one two three", out=str(tmp_path / f"{name}.wav"), model=tiny["model"], prompt=voice, seed=3)
+        ask("one two three", out=str(tmp_path / f"{name}.wav"), model=tts["model"], prompt=voice, seed=3)
     a, b = (sf.read(tmp_path / f"{n}.wav")[0] for n in "ab")
     assert len(a) and np.array_equal(a, b)
 
@@ -150,10 +141,10 @@ def shortest(wavs: list[np.ndarray], texts: list[str], sample_rate: int, **colum
 shortest.higher_is_better = False  # type: ignore[attr-defined]
 
 
-def test_the_best_of_several_draws_is_kept(tiny: dict[str, str], tmp_path: Path) -> None:
-    model, clips = Tts().load(tiny["model"])[0], [Clip("text_0001 0", *[np.zeros(0, np.float32)] * 2, RATE, "one two")]
-    judge = f"token_posterior[model={tiny['reward']}]"
-    how: dict[str, Any] = {"model": tiny["model"], "seed": 1}
+def test_the_best_of_several_draws_is_kept(tts: dict[str, str], tmp_path: Path) -> None:
+    model, clips = Tts().load(tts["model"])[0], [Clip("text_0001 0", *[np.zeros(0, np.float32)] * 2, RATE, "one two")]
+    judge = f"token_posterior[model={tts['reward']}]"
+    how: dict[str, Any] = {"model": tts["model"], "seed": 1}
     made = ask("one two", out=str(tmp_path / "out"), best_of=6, judge=judge, **how)
     (choice,) = made["choices"]["text_0001"]
     draws = Tts().synthesise(model, clips, sampling=SteadySampling(), seed=1, group=6)
@@ -173,8 +164,8 @@ def test_the_best_of_several_draws_is_kept(tiny: dict[str, str], tmp_path: Path)
     assert digest == "6b2d157458e5a9db"  # as before it could choose
 
 
-def test_what_cannot_be_scored_is_not_chosen(tiny: dict[str, str], tmp_path: Path) -> None:
-    made = ask("one", out=str(tmp_path / "x.wav"), model=tiny["model"], best_of=5, judge="test_speak:shortest")
+def test_what_cannot_be_scored_is_not_chosen(tts: dict[str, str], tmp_path: Path) -> None:
+    made = ask("one", out=str(tmp_path / "x.wav"), model=tts["model"], best_of=5, judge="test_speak:shortest")
     (choice,) = made["choices"]["text_0001"]
     known = [s for s in choice["scores"] if s]
     assert None in choice["scores"] and choice["scores"][choice["chosen"]] == min(known)
@@ -186,9 +177,9 @@ def test_what_cannot_be_scored_is_not_chosen(tiny: dict[str, str], tmp_path: Pat
     [(1, "dnsmos", "--best-of"), (2, "nonsense", "nonsense"), (2, "estoi", "target"), (2, "asr_wer", "hypothesis")]
     + [(2, "token_posterior", "codes"), (2, "token_posterior[model=/none]", "/none")],
 )
-def test_judges_that_are_refused(tiny: dict[str, str], tmp_path: Path, best_of: int, judge: str, match: str) -> None:
+def test_judges_that_are_refused(tts: dict[str, str], tmp_path: Path, best_of: int, judge: str, match: str) -> None:
     with pytest.raises(UserError, match=match):
-        ask("one", out=str(tmp_path / "x.wav"), model=tiny["model"], best_of=best_of, judge=judge)
+        ask("one", out=str(tmp_path / "x.wav"), model=tts["model"], best_of=best_of, judge=judge)
 
 
 def test_the_judge_is_the_reward_that_the_model_was_trained_with(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,6 @@ from rlspeech.stages import transcribe
 from rlspeech.stages.transcribe import Transcribe
 from rlspeech.tasks.asr.task import Asr
 from rlspeech.types import UserError
-
-
-class Output:
-    def __init__(self, texts: list[str]) -> None:
-        self.ids, self.mask, self.finished = texts, None, torch.ones(len(texts), dtype=torch.bool)
 
 
 class Counting:
@@ -43,9 +39,9 @@ class Counting:
         self.asked.append(given)
         return [str(round(10 * len(w) / RATE)) for w in wavs]
 
-    def generate(self, texts: list[str], *, max_new_tokens: int, **_: Any) -> Output:
+    def generate(self, texts: list[str], *, max_new_tokens: int, **_: Any) -> SimpleNamespace:
         assert max_new_tokens >= 16
-        return Output(texts)
+        return SimpleNamespace(ids=texts, mask=None, finished=torch.ones(len(texts), dtype=torch.bool))
 
     def text(self, ids: list[str], mask: None) -> list[str]:
         return ids

@@ -31,15 +31,14 @@ def write_model(folder: Path, seed: int = 0, max_s: float = 4.0) -> Path:
     return folder
 
 
-def write_corpus(folder: Path, rows: list[dict[str, Any]] | None = None, seconds: float = 0.5) -> Path:
-    """Noise with texts, and its manifest."""
+def write_corpus(folder: Path, rows: list[dict[str, Any]] | None = None) -> Path:
+    """Noise with texts, of half a second where a row has no duration, and its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for i, row in enumerate(ROWS if rows is None else rows):
-        wav = 0.05 * np.random.default_rng(i).standard_normal(int(seconds * RATE)).astype(np.float32)
-        save_audio(folder / f"{row['id']}.flac", wav, RATE)
-        lines.append(
-            json.dumps({"audio_filepath": f"{row['id']}.flac", "duration": seconds, "sample_rate": RATE, **row})
-        )
+        whole = {"audio_filepath": f"{row['id']}.flac", "duration": 0.5, "sample_rate": RATE, **row}
+        wav = 0.05 * np.random.default_rng(i).standard_normal(int(whole["duration"] * RATE)).astype(np.float32)
+        save_audio(folder / whole["audio_filepath"], wav, RATE)
+        lines.append(json.dumps(whole))
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     return folder / "manifest.jsonl"
