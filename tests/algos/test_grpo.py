@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_ppo import GOAL, NAME, Judge, Toy, clips, make, train
+from tiny_ppo import GOAL, NAME, Judge, Toy, clips, make, train, written
 from torch import Tensor
 
 from rlspeech.config import RewardSpec
 from rlspeech.stages.probe import probe_gradients, summarise
-from rlspeech.types import LogProb, Rollout, Sample, Score, UserError
+from rlspeech.types import LogProb, Rollout, UserError
 
 
 def _grpo(policy: Toy | None = None, optimizer: Any = torch.optim.Adam, **changes: Any) -> Any:
@@ -60,43 +59,18 @@ def test_a_kl_target_is_held_whatever_the_rate(changes: dict[str, Any]) -> None:
         _grpo(kl_beta=0.0, kl_target=0.3, **changes)
 
 
-def test_a_worse_reward_is_walked_away_from() -> None:
-    """A column where lower is better gets the opposite sign."""
-    algo = _grpo(rewards=[RewardSpec(name="lsd")])
-
-    class Distance(Judge):
-        def score(self, samples: Sequence[Sample]) -> dict[str, list[Score]]:
-            return {"lsd": [Score(float(np.square(s.wav[:3] - GOAL.numpy()).sum())) for s in samples]}
-
-    train(algo, 100, judge=Distance())
-    assert float((algo.policy.theta - GOAL).detach().abs().max()) < 0.2
-
-
-def test_micro_batches_do_not_change_the_update() -> None:
-    ends = []
-    for micro in (1, 3, 8):
-        algo = _grpo(optimizer=torch.optim.SGD, micro_batch=micro, updates_per_collection=1, kl_beta=0.1)
-        train(algo, 3)
-        ends.append(algo.policy.theta.detach().clone())
-        assert max(algo.policy.looks) == micro * 8
-    for other in ends[1:]:
-        torch.testing.assert_close(ends[0], other, atol=1e-6, rtol=1e-5)
-    assert float(ends[0].norm()) > 1e-3
-
-
-def test_the_gradient_is_that_of_the_written_objective() -> None:
-    """Against autograd of -mean(A * logp) over all rows, those without signal at 0."""
-    algo = _grpo(micro_batch=3)
+@pytest.mark.parametrize(("micro", "batches"), [(1, 8), (3, 3), (8, 1)])
+def test_the_gradient_is_that_of_the_written_objective(micro: int, batches: int) -> None:
+    """Those without signal at 0, whatever the micro-batch."""
+    algo = _grpo(micro_batch=micro)
     # group 0 constant, some rows null
     judge = Judge(lambda i, s: None if i % 9 == 4 else (1.0 if i < 8 else float(s.wav[0])))
     experience = algo.collect(clips(8), judge, seed=0)
     grads, stats = algo.gradients(experience, experience.advantage.value, torch.arange(8))
-    a, x = experience.advantage.value, experience.rollout.state[0]
+    a = experience.advantage.value
     assert float(a[:8].abs().max()) == 0 and float(a[4::9].abs().max()) == 0 and stats["ratio_max_gap"] < 1e-6
-    logp = algo.policy._logp(x)[:, 0]
-    (wanted,) = torch.autograd.grad(-(a * logp).mean(), algo.policy.theta)
-    torch.testing.assert_close(grads.total, wanted)
-    assert grads.count == 3
+    torch.testing.assert_close(grads.total, written(algo, experience))
+    assert grads.count == batches and max(algo.policy.looks) == micro * 8
     assert experience.advantage.signal == 7 and experience.advantage.unscorable == pytest.approx(7 / 64)
 
 
@@ -115,7 +89,6 @@ def test_clip_auto_is_measured_where_weights_have_moved() -> None:
     train(algo, 3)
     assert algo.clip_range == kept  # frozen
     once = _grpo(clip_range="auto", updates_per_collection=1)
-    once.policy.lie = 0.0
     train(once, 4)
     assert once.clip_range == float("inf")  # one update a collection: the ratio never moves, and rounding is no measure
 
@@ -150,12 +123,6 @@ def test_a_policy_whose_second_look_differs_is_stopped() -> None:
     train(_grpo(Toy(lie=1e-4)), 2)
 
 
-def test_no_signal_changes_nothing() -> None:
-    algo = _grpo()
-    rows = train(algo, 2, judge=Judge(lambda i, s: 3.0))
-    assert float(algo.policy.theta.abs().max()) == 0 and rows[0]["grad_norm"] == 0
-
-
 # -- the probe -------------------------------------------------------------------------------------------------------------
 
 
@@ -172,9 +139,7 @@ def test_the_probe_tells_a_signal_from_noise() -> None:
     summary = summarise(found, prompts=8)
     assert summary["distance"][0].lo > 0.8 and summary["distance"][1] < 4
     assert summary["random"][0].lo < 0 < summary["random"][0].hi and abs(summary["random"][0].mean) < 0.3
-    logp = algo.policy._logp(experience.rollout.state[0])
-    (wanted,) = torch.autograd.grad(-(experience.advantage.value * logp[:, 0]).sum() / 64, algo.policy.theta)
-    torch.testing.assert_close(found["distance"][-1], wanted)
+    torch.testing.assert_close(found["distance"][-1], written(algo, experience))
     assert algo.policy.theta.grad is None and float(algo.policy.theta.abs().max()) == 0  # nothing is trained
     empty = summarise({"none": [torch.zeros(3)] * 4}, 8)["none"]
     assert np.isnan(empty[0].mean) and empty[1] == float("inf")

@@ -78,11 +78,11 @@ class Babbler:
 TWOS = Judge(lambda i, s: float((s.wav == 2).sum()))
 
 
-def _make(policy: Babbler | None = None, rate: float = 0.1, **changes: Any) -> Any:
+def _make(policy: Babbler | None = None, rate: float = 0.1, by: Any = torch.optim.SGD, **changes: Any) -> Any:
     policy = policy or Babbler()
     sizes = {"prompts_per_step": 6, "group": 6, "micro_batch": 2}
     plain = {"rewards": [RewardSpec(name=NAME, scale="none")], "kl_beta": 0.0, "clip_range": 0.2}
-    return get_algorithm(RL(**{**sizes, **plain, **changes}), policy, torch.optim.SGD(policy.parameters(), rate))
+    return get_algorithm(RL(**{**sizes, **plain, **changes}), policy, by(policy.parameters(), rate))
 
 
 def _collect(algo: Any, judge: Judge | None = None, **more: Any) -> Any:
@@ -190,8 +190,9 @@ def test_the_kl_holds_every_row_that_takes_part(changes: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("how", ["mask", "penalise", "keep"])
 def test_ppo_with_a_critic_treats_them_alike(how: str) -> None:
-    algo = _make(algo="ppo", ppo=PPO(form="critic"), truncated=how, truncated_reward=-7.0)
+    algo = _make(algo="ppo", ppo=PPO(form="critic"), truncated=how, truncated_reward=-7.0, kl_beta=0.1)
     made = _collect(algo)
+    assert "kl" in made.logged and "kl_other" not in made.logged  # a policy may leave that out
     done = made.rollout.finished
     assert bool(made.advantage.value[~done].any()) == (how != "mask")
     assert (set(made.reward[~done.numpy()]) == {-7.0}) == (how == "penalise")
@@ -299,13 +300,10 @@ def test_phases_are_timed_apart_and_the_policy_is_told() -> None:
 def test_moments_wait_in_the_hosts_memory_and_the_steps_are_the_same() -> None:
     ends = []
     for offload in ("none", "phase"):
-        policy = Babbler()
-        rewards = [RewardSpec(name=NAME, scale="none")]
-        config = RL(rewards=rewards, prompts_per_step=6, group=6, kl_beta=0.0, offload=offload, truncated="keep")
-        algo = get_algorithm(config, policy, torch.optim.AdamW(policy.parameters(), 0.1))
+        algo = _make(by=torch.optim.AdamW, offload=offload, truncated="keep")
         for step in range(3):
             algo.update(_collect(algo, seed=step), lr=0.1)
-        ends.append(policy.theta.detach())
+        ends.append(algo.policy.theta.detach())
         kept = [v for s in algo.optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
         assert kept and all(v.device.type == "cpu" for v in kept)
     torch.testing.assert_close(ends[0], ends[1])

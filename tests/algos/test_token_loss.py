@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from test_math import _look, _loss
 from torch import Tensor
-
-from rlspeech.algos.math import policy_loss
-from rlspeech.types import LogProb
 
 N, S, BETA = 6, 7, 0.07
 
@@ -30,17 +28,11 @@ def _numbers(seed: int = 0) -> dict[str, Tensor]:
     return {"old": old, "new": new, "reference": reference, "mask": mask, "advantage": advantage}
 
 
-def _loss(look: LogProb, old: Tensor, mask: Tensor, advantage: Tensor, **options: Any) -> Any:
-    return policy_loss(look, old, mask, advantage, **{"clip_range": 0.2, "kl_beta": 0.0, "normaliser": 1.0, **options})
-
-
 def _ours(x: dict[str, Tensor], **options: Any) -> tuple[float, Tensor]:
     away = x["reference"] - x["new"]
     kl = away.exp() - away - 1
-    zero, one = torch.zeros_like(x["old"]), torch.ones(S)
     count = float(len(x["mask"]) if options.get("mean") == "sequence" else x["mask"].sum())
-    look = LogProb(x["new"], kl, zero, one, one)
-    made = _loss(look, x["old"], x["mask"], x["advantage"], kl_beta=BETA, normaliser=count, **options)
+    made = _loss(_look(x["new"], kl), x["old"], x["mask"], x["advantage"], kl_beta=BETA, normaliser=count, **options)
     return made.loss.item(), torch.autograd.grad(made.loss, x["new"])[0]
 
 
@@ -106,12 +98,11 @@ def test_gspo_is_a_mean_over_rollouts_of_their_own_ratios() -> None:
     wanted = -torch.stack(rows).mean()
     gradient = torch.autograd.grad(wanted, x["new"])[0]
     new = torch.where(x["mask"], x["new"], torch.nan)  # what is masked may hold anything
-    plain = LogProb(new, None, torch.zeros(N, S), torch.ones(S), torch.ones(S))
     how: dict[str, Any] = {"level": "sequence", "clip_high": 0.28}
-    made = _loss(plain, x["old"], x["mask"], x["advantage"], normaliser=float(N), mean="sequence", **how)
+    made = _loss(new, x["old"], x["mask"], x["advantage"], normaliser=float(N), mean="sequence", **how)
     assert made.loss.item() == pytest.approx(wanted.item(), rel=1e-5)
     torch.testing.assert_close(torch.autograd.grad(made.loss, x["new"])[0], gradient)
-    by_token = _loss(plain, x["old"], x["mask"], x["advantage"], normaliser=float(x["mask"].sum()), **how)
+    by_token = _loss(new, x["old"], x["mask"], x["advantage"], normaliser=float(x["mask"].sum()), **how)
     assert by_token.loss.item() != pytest.approx(wanted.item(), rel=0.1)
 
 
@@ -121,9 +112,9 @@ def test_an_upper_range_only_moves_the_upper_end() -> None:
     a, zero, on = torch.tensor([1.0, 1, 1, -1, -1, -1]), torch.zeros(6, 1), torch.ones(6, 1, dtype=torch.bool)
 
     def made(high: float | None) -> Any:
-        look = LogProb(ratio.log().requires_grad_(), None, zero, torch.ones(1), torch.ones(1))
-        out = _loss(look, zero, on, a, clip_high=high, normaliser=6.0)
-        return (torch.autograd.grad(out.loss, look.logp)[0] != 0)[:, 0].tolist(), out.stats
+        new = ratio.log().requires_grad_()
+        out = _loss(new, zero, on, a, clip_high=high, normaliser=6.0)
+        return (torch.autograd.grad(out.loss, new)[0] != 0)[:, 0].tolist(), out.stats
 
     same, stats = made(None)
     assert same == [True, False, False, False, True, True]

@@ -30,6 +30,7 @@ class Chain:
         self.table = nn.Parameter(start.to(dtype))
         self.reference, self.supports, self.own_kl = self.table.detach().clone(), supports, own_kl
         self.relaxed: list[Tensor] = []
+        self.seeds: list[int] = []
 
     def parameters(self) -> list[nn.Parameter]:
         return [self.table]
@@ -69,6 +70,7 @@ class Chain:
         self, rollout: Rollout, rows: Tensor, *, tau: float, hard: bool, seed: int, with_kl: bool = False
     ) -> Relaxed:
         self.relaxed.append(rows)
+        self.seeds.append(seed)
         ids = rollout.state[rows]
         mask = rollout.mask[rows] & (ids != STOP)
         logits = self._logits(ids, self.table)

@@ -112,6 +112,13 @@ def make(
     return get_algorithm(config(ppo, **changes), policy, optimizer(policy.parameters(), 0.05))  # type: ignore[arg-type]
 
 
+def written(algo: Any, experience: Any) -> Tensor:
+    """The gradient of -mean(A logp) over all rows and decisions, by autograd of all at once."""
+    advantage, logp = experience.advantage.value, algo.policy._logp(experience.rollout.state[0])
+    loss = -(advantage.view(len(logp), -1) * logp).sum() / experience.rollout.mask.sum()
+    return torch.autograd.grad(loss, algo.policy.theta)[0]
+
+
 def train(
     algo: Any, steps: int, lr: float = 0.05, judge: Judge | None = None, start: int = 0, total: int | None = None
 ) -> list[dict]:
