@@ -116,14 +116,21 @@ def inline(pool: Any, item: Any, broken: object = None) -> tuple[Any, Future[byt
 
 
 def shorten() -> None:
-    """Let commands compute at a test's size: DNSMOS on half a second, still mouths, few spoken commands, a figure of each group, no worker
-    processes. All of it has tests of its own."""
+    """Let commands compute at a test's size: DNSMOS and pocketsphinx on half a second, still mouths, few spoken commands, a figure of each
+    group, no worker processes. All of it has tests of its own."""
     from rlspeech.corpora import demo, lips
     from rlspeech.parallel import Pool
     from rlspeech.report import figures
+    from rlspeech.rewards import recognisers
     from rlspeech.rewards.dnsmos import HOP, Dnsmos
 
-    whole = Dnsmos.raw
+    whole, sphinx = Dnsmos.raw, recognisers._pocketsphinx
+
+    def hasty() -> recognisers.Transcribe:
+        transcribe = sphinx()
+        return lambda wavs, rate: transcribe([wav[: rate // 2] for wav in wavs], rate)
+
+    recognisers._pocketsphinx = hasty
     Dnsmos.raw = lambda self, wavs: whole(self, wavs[:, : 50 * HOP])  # type: ignore[method-assign]
     Pool._schedule = inline  # type: ignore[method-assign, assignment]
     lips.draw_mouth = still_mouth
