@@ -148,6 +148,10 @@ ARRIVING: list[tuple[str, dict[str, Any]]] = [  # command line, setting -> value
     ("prepare folder f --kind noisy --set limits.min_s=1", {"root": "f", "kind": "noisy", "limits.min_s": 1.0}),
     ("prepare demo --out o", {"out": "o"}),
     (
+        "report runs/a b=runs/b --players 2 --out x.html",
+        {"0": "runs/a", "1": "b=runs/b", "players": 2, "out": "x.html"},
+    ),
+    (
         "prepare nonspeech --condition silence --condition music --count 2 --max-s 1",
         {"conditions": ["silence", "music"], "count": 2, "max_s": 1.0},
     ),
@@ -170,9 +174,6 @@ def test_options_arrive(stages: Stages, line: str, expected: dict[str, Any]) -> 
         for part in () if key in given else key.split("."):
             got = got[int(part)] if part.isdigit() else getattr(got, part)
         assert got == value, key
-
-
-# ---- output and errors
 
 
 def talk() -> dict[str, Any]:
@@ -283,9 +284,6 @@ rlspeech.cli.main()
     assert process.returncode == code and "Traceback" not in said and "kept" in said
 
 
-# ---- paths on stdin
-
-
 @pytest.mark.parametrize("given", [b"a.wav\nsub dir/b.wav\n", b"a.wav\0sub dir/b.wav\0"])
 def test_paths_come_from_stdin_where_a_dash_stands(stages: Stages, given: bytes) -> None:
     for words in (["transcribe", "first.wav", "-"], ["enhance", "first.wav", "-", "--out", "o"]):
@@ -337,16 +335,6 @@ def test_settings_are_refused_without_importing_torch() -> None:
         "except SystemExit as e:\n    assert e.code == 2\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-
-
-# ---- report, check, presets
-
-
-def test_report_flags_arrive(stages: Stages) -> None:
-    assert RUN.invoke(app, ["report", "runs/a", "b=runs/b", "--players", "2", "--out", "x.html"]).exit_code == 0
-    path, runs, given = stages.calls[0]
-    assert path == "stages.report:run" and runs == ["runs/a", "b=runs/b"]
-    assert (given["out"], given["players"]) == ("x.html", 2)
 
 
 def test_check_exits_2_where_there_are_problems(stages: Stages) -> None:

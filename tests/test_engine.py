@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlspeech import processes
 from rlspeech.engine import Engine, Watchdog, seed_all
@@ -22,12 +23,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-# ---- engine (torch is imported late: the workers of the map below import this file)
-
-
 def test_auto_picks_and_says_why() -> None:
-    import torch
-
     engine = Engine()
     assert engine.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert engine.device.type in engine.reason and "\n" not in engine.reason
@@ -39,15 +35,12 @@ def test_auto_picks_and_says_why() -> None:
     ("device", "precision"), [("cuda:99", "auto"), ("gpu", "auto"), ("meta", "auto"), ("cpu", "fp16")]
 )
 def test_what_is_not_there_is_a_user_error(device: str, precision: str) -> None:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match="try: "):
         Engine(device, precision)
-    assert caught.value.try_this
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_autocast_follows_the_precision(precision: str) -> None:
-    import torch
-
     engine = Engine("cpu", precision)
     with engine.autocast():
         kind = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -55,8 +48,6 @@ def test_autocast_follows_the_precision(precision: str) -> None:
 
 
 def test_threads_follow_the_user_and_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     before = torch.get_num_threads()
     try:
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -71,8 +62,6 @@ def test_threads_follow_the_user_and_the_cores(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_alone_nothing_is_gathered_or_added() -> None:
-    import torch
-
     x, weight = {"x": torch.arange(3)}, torch.ones(2)
     with Engine("cpu", shared=True) as engine:
         engine.add_up(weight)
@@ -100,9 +89,8 @@ def test_processes_that_cannot_be_used_are_refused(
 ) -> None:
     for name, value in found.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=f"(?s){said}.*try: "):
         Engine("cpu")
-    assert said in str(caught.value) and caught.value.try_this
 
 
 def test_a_config_that_asks_for_nothing_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,15 +139,10 @@ def test_an_error_is_printed_by_one_process(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_seed_all_repeats() -> None:
-    import torch
-
     seed_all(5)
     a = torch.rand(3)
     seed_all(5)
     assert torch.equal(a, torch.rand(3))
-
-
-# ---- watchdog
 
 
 def test_watchdog_speaks_once_a_silence(

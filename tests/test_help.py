@@ -137,9 +137,6 @@ def test_options_with_choices_name_all_of_them(path: tuple[str, ...]) -> None:
         assert not lacking, f"{option.opts[0]} of {' '.join(path)} does not name {lacking}"
 
 
-# ---- completion
-
-
 def offered(line: str) -> list[str]:
     """What is offered at the end of a line."""
     assert isinstance(ROOT, Group)

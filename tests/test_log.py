@@ -24,12 +24,9 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(autouse=True)
-def _plain(monkeypatch: pytest.MonkeyPatch):
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.delenv("RANK", raising=False)
-    yield
-    log.configure()
-    log.to_file(None)
 
 
 def test_stdout_holds_results_only(capsys: Capture) -> None:

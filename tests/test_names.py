@@ -6,11 +6,10 @@ import json
 import unicodedata
 from pathlib import Path
 
-import numpy as np
 import pytest
+from tiny_corpora import sound
 
 from rlspeech import names
-from rlspeech.data.audio import save_audio
 from rlspeech.data.inputs import collect, read_list, read_texts
 from rlspeech.data.manifest import read_manifest, scan_manifest
 from rlspeech.files import parse_json, read_text
@@ -35,9 +34,8 @@ NO_TEXT = {CAFE.encode("latin-1"): "0xe9", b"a\0b\0": "NUL", b"\xff\xfea": "UTF-
 @pytest.mark.parametrize(("data", "reason"), NO_TEXT.items())
 def test_what_is_no_text_is_refused_with_the_reason(tmp_path: Path, data: bytes, reason: str) -> None:
     (tmp_path / "a.txt").write_bytes(data)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=reason):
         read_text(tmp_path / "a.txt")
-    assert reason in str(caught.value)
 
 
 LISTS = {
@@ -68,14 +66,9 @@ def test_one_reader_of_lists(tmp_path: Path, name: str) -> None:
     assert rows == RIGHT.get(name, ["Hello; how are you", 'a "b", c', "ok"])
 
 
-def _sound(path: Path) -> Path:
-    save_audio(path, np.sin(np.arange(1600) / 5).astype(np.float32) / 3, 16000)
-    return path
-
-
 def test_names_are_matched_composed_and_opened_as_they_are(tmp_path: Path) -> None:
     decomposed = unicodedata.normalize("NFD", CAFE)
-    noisy, clean = _sound(tmp_path / "noisy" / f"{decomposed}.wav"), _sound(tmp_path / "clean" / f"{CAFE}.wav")
+    noisy, clean = sound(tmp_path / "noisy" / f"{decomposed}.wav"), sound(tmp_path / "clean" / f"{CAFE}.wav")
     (tmp_path / "texts").write_text(f"{CAFE} one two\n")
     (item,) = collect(str(tmp_path / "noisy"), str(tmp_path / "clean"), str(tmp_path / "texts"))
     assert (item.key, item.audio, item.target, item.text) == (CAFE, str(noisy), str(clean), "one two")
@@ -87,11 +80,11 @@ def test_names_are_matched_composed_and_opened_as_they_are(tmp_path: Path) -> No
 
 def test_paths_as_they_are_written_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    made = _sound(tmp_path / "a b" / "x.wav")
+    made = sound(tmp_path / "a b" / "x.wav")
     base = str(tmp_path)
     for name in ("a b\\x.wav", "~/a b/x.wav", f"file://{tmp_path}/a%20b/x.wav", f"file:{tmp_path}/a b/x.wav"):
         assert names.local_path(name, base) == str(made)
-    _sound(tmp_path / "c\\d.wav")  # a name may hold a backslash
+    sound(tmp_path / "c\\d.wav")  # a name may hold a backslash
     assert names.local_path("c\\d.wav", base) == f"{base}/c\\d.wav"
     rows = [{"audio_filepath": p, "duration": 1, "sample_rate": 16000} for p in ("s3://bucket/x.wav", "gs://b/y.wav")]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -104,9 +97,8 @@ def test_paths_as_they_are_written_elsewhere(tmp_path: Path, monkeypatch: pytest
 def test_weights_that_were_not_fetched(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((embedded_path("flowse") / "config.json").read_text())
     (tmp_path / "model.safetensors").write_text(POINTER)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match="try: .*lfs pull"):
         load_model(str(tmp_path), "flowse")
-    assert "git lfs pull" in caught.value.try_this
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "{", "nope", "\x00", "9" * 400], ids=len)

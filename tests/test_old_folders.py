@@ -82,9 +82,6 @@ def words_of(page: str | Path) -> str:
     return unescape(" ".join(re.sub(r"<[^>]*>", " ", text).split()))
 
 
-# ---- runs go on
-
-
 def test_a_stopped_rl_run_goes_on_and_can_grow() -> None:
     before = rows("rl/metrics.jsonl")
     assert [r["step"] for r in before] == [0, 1, 1]
@@ -119,9 +116,6 @@ def test_a_pretraining_goes_on() -> None:
     assert Path("pretrain/checkpoints/step_000003/model.safetensors").is_file()
 
 
-# ---- checkpoints are read
-
-
 def test_checkpoints_are_evaluated() -> None:
     summary = call(*EVAL, "--limit", "2", "--out", "new")
     assert list(summary["systems"]) == ["input", "base", "rl"]
@@ -145,9 +139,6 @@ def test_a_checkpoint_enhances_and_its_adapter_is_exported() -> None:
 @pytest.mark.parametrize("folder", ["rl", "pretrain", "eval", "asr-eval", "tts-eval", "rl/checkpoints/step_000001"])
 def test_nothing_is_wrong_with_them(folder: str) -> None:
     assert call("check", folder)["problems"] == []
-
-
-# ---- evaluations go on
 
 
 def test_an_unfinished_evaluation_is_finished_and_keeps_what_is_scored() -> None:
@@ -205,9 +196,6 @@ def test_scores_are_kept_and_columns_added() -> None:
     call(*REWARD, "--reward", "lsd")
     after = by_item("scores/scores.jsonl")
     assert all(after[item].pop("lsd") > 0 and after[item] == row for item, row in before.items())
-
-
-# ---- reports
 
 
 SHOWN = {  # parts of each page's text, split at bars

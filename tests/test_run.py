@@ -59,9 +59,6 @@ def _one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
 
 
-# ---- folder and resume
-
-
 def test_folder_holds_what_was_asked(tmp_path: Path) -> None:
     with Run.create(tmp_path / "r", "rl", Config(lr=0.5, model=Inner(dim=8))) as run:
         run.note(device="cpu")
@@ -127,9 +124,8 @@ def test_a_run_may_be_made_longer_and_not_shorter_than_it_is(tmp_path: Path) -> 
     assert json.loads((tmp_path / "config.resolved.json").read_text())["steps"] == 5
     with Run.create(tmp_path, "rl", Counted(steps=3), growing={"steps"}) as run:  # not reached yet: it may end earlier
         assert run.grown == {"steps": 5}
-    with pytest.raises(UserError, match="step 2") as short:
+    with pytest.raises(UserError, match="(?s)step 2.*try: .*--steps 2"):
         Run.create(tmp_path, "rl", Counted(steps=1), growing={"steps"})
-    assert "--steps 2" in short.value.try_this
 
 
 def test_a_key_younger_than_the_run_takes_its_default(tmp_path: Path) -> None:
@@ -170,9 +166,6 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "r").exists()
 
 
-# ---- lock
-
-
 HOLD = """
 import os, sys, time
 sys.path[:0] = [{here!r}, {here!r} + "/tiny"]
@@ -196,10 +189,9 @@ def test_second_process_is_told_the_pid_and_a_dead_lock_is_taken_over(tmp_path: 
     with script(tmp_path, HOLD) as other:
         assert other.stdout is not None
         pid = int(other.stdout.readline())
-        with pytest.raises(UserError, match="in use") as caught:
+        with pytest.raises(UserError, match=f"(?s)in use.*why: .*{pid}"):
             Run.create(tmp_path / "run", "rl", Config())
         os.kill(pid, signal.SIGKILL)
-    assert str(pid) in caught.value.why
     with Run.create(tmp_path / "run", "rl", Config()), pytest.raises(UserError, match="in use"):
         Run.create(tmp_path / "run", "rl", Config())
     assert (tmp_path / "run" / ".lock").read_text() == str(os.getpid())
@@ -209,9 +201,6 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         Run.create(tmp_path / "file" / "run", "rl", Config())
-
-
-# ---- checkpoints
 
 
 def _steps(path: Path) -> list[str]:
@@ -252,9 +241,8 @@ def test_a_kill_between_checkpoint_and_pointers_loses_no_best(
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, value: float) -> None:
     with Run.create(tmp_path, "rl", Config()) as run:
         run.checkpoints.save(1, _write, {"trained": {"a.weight": torch.ones(3)}})
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError, match="why: .*trained.a.weight"):
             run.checkpoints.save(2, _write, {"trained": {"a.weight": torch.tensor([1.0, value])}})
-        assert "trained.a.weight" in caught.value.why
         assert _kept(run)["step"] == 1 and _steps(tmp_path) == ["step_000001"]
 
 
@@ -297,9 +285,8 @@ def test_full_disk_is_said_and_costs_nothing(tmp_path: Path) -> None:
 
     with Run.create(tmp_path, "rl", Config()) as run:
         run.checkpoints.save(1, _write, {"n": 1})
-        with pytest.raises(UserError, match="cannot write") as caught:
+        with pytest.raises(UserError, match="(?s)cannot write.*why: .*full"):
             run.checkpoints.save(2, full, {"n": 2})
-        assert "disk is full" in caught.value.why
         with pytest.raises(ZeroDivisionError):
             run.checkpoints.save(2, lambda folder: 1 / 0, {"n": 2})
         assert _kept(run)["n"] == 1
@@ -345,9 +332,6 @@ def test_killed_while_writing_checkpoints_it_goes_on_from_a_whole_one(tmp_path: 
         assert bool((found["w"] == found["step"]).all())
         steps = [row["step"] for row in read_metrics(run.path / "metrics.jsonl")]
     assert steps == list(range(1, found["step"] + 1))
-
-
-# ---- state
 
 
 def test_state_comes_back_with_its_types(tmp_path: Path) -> None:

@@ -85,12 +85,10 @@ def test_set_reaches_into_lists() -> None:
     config, _ = resolve(RL, flags={"rewards": ["estoi=1", "pesq_wb=0.5"]}, sets=sets)
     assert [r.weight for r in config.rewards] == [1.0, 2.0] and config.rewards[0].bounds == (0.1, None)
     assert resolve(RL, sets=["explore.basis[0]=contrast"])[0].explore.basis == ["contrast", "contrast"]
-    with pytest.raises(UserError, match=r"rewards.* 0 \(--set rewards\[0\].weight\)") as caught:
+    with pytest.raises(UserError, match=r"(?s)rewards.* 0 \(--set rewards\[0\].weight\).*try: .*--reward"):
         resolve(RL, sets=["rewards[0].weight=2"])
-    assert "--reward" in caught.value.try_this
-    with pytest.raises(UserError, match="rewards.* 2 ") as caught:
+    with pytest.raises(UserError, match=r"(?s)rewards.* 2 .*try: .*rewards\[1\]"):
         resolve(RL, flags={"rewards": ["estoi", "lsd"]}, sets=["rewards.2.weight=2"])
-    assert "rewards[1]" in caught.value.try_this
 
 
 @pytest.mark.parametrize("path", ["rewards.1.scale", "rewards[1].scale"])
@@ -242,9 +240,8 @@ BROKEN |= {"explore: {noise: 1, noise: 2}\n": "duplicate key explore.noise"}
 @pytest.mark.parametrize(("content", "said"), BROKEN.items())
 def test_broken_files_are_refused_with_the_line(tmp_path: Path, content: str, said: str) -> None:
     file = write(tmp_path / "x.yaml", content)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=said):
         load_yaml(file)
-    assert said in str(caught.value)
 
 
 ODD = ["2024-13-45", "2024-01-01", "25:99:99", "!!int abc", "!!bool xx", "0b_", "9" * 20, "9" * 5000, "[" * 400]

@@ -97,9 +97,9 @@ def test_a_missing_tracker_is_said_before_anything_is_made(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None)
-    with pytest.raises(UserError, match=name) as error:
+    with pytest.raises(UserError, match=f"(?s){name}.*try: .*pip install {name}"):
         Run.create(tmp_path / "run", "rl", Small(tracker=[name]))
-    assert f"pip install {name}" in error.value.try_this and not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists()
     check_trackers(["auto", "none"])  # nothing that was not asked for is missed
 
 
@@ -129,9 +129,9 @@ def test_a_resumed_folder_goes_on_with_the_same_wandb_run(wandb: Fake, tmp_path:
 
 def test_wandb_that_does_not_start_stops_before_training(wandb: Fake, tmp_path: Path) -> None:
     wandb.trouble = "start"
-    with pytest.raises(UserError, match="wandb") as error:
+    words = "(?s)wandb.*why: RuntimeError: api_key not configured\n  try: .*WANDB_MODE=offline"
+    with pytest.raises(UserError, match=words):
         Run.create(tmp_path / "run", "rl", Small(tracker=["wandb"]))
-    assert error.value.why == "RuntimeError: api_key not configured" and "WANDB_MODE=offline" in error.value.try_this
     # the folder was let go, and who is told does not change what is computed
     with Run.create(tmp_path / "run", "rl", Small()) as run:
         run.log(0, reward=0.0)

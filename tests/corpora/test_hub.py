@@ -89,9 +89,8 @@ def test_what_is_not_there_is_refused(root: Path) -> None:
     named = {"--split": {"splits": ["dev"]}, "--subset": {"subset": "en"}, "--text-column": {"text_column": "b"}}
     named |= {"--audio-column": {"audio_column": "b"}, "path": {"root": "out/a/b"}, "to_parquet": {"root": "e"}}
     for hint, more in named.items():
-        with pytest.raises(UserError) as error:
+        with pytest.raises(UserError, match=f"(?s)try: .*{hint}"):
             prepare(**{"root": root} | more)
-        assert hint in error.value.try_this
 
 
 def test_of_the_hub_no_more_is_fetched_than_needed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,8 @@ import pytest
 import tiny_corpora
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
+from tiny_cli import called
 
-from rlspeech.cli import app
 from rlspeech.corpora.join import Join, Joined, _tags
 from rlspeech.data.manifest import read_manifest
 from rlspeech.files import read_jsonl
@@ -108,15 +107,12 @@ def test_mistakes_are_refused(tmp_path):
         ([f"{a}:snr_db=high"], "out", "snr_db"),
         ([a], "a", "manifest.jsonl"),
     ]:
-        with pytest.raises(UserError, match=words) as error:
+        with pytest.raises(UserError, match=f"(?s){words}.*try: "):
             prepare.run(Join(manifests=[str(m) for m in manifests], out=str(tmp_path / out)))
-        assert error.value.try_this
 
 
 def test_the_command(tmp_path):
     a, b = manifest(tmp_path / "a" / "test.jsonl", ["x"]), manifest(tmp_path / "b" / "test.jsonl", ["x"])
-    words = ["prepare", "join", str(a), f"{b}:condition=noisy", *"--sample 2 --seed 3 --json --out".split()]
-    done = CliRunner().invoke(app, [*words, str(tmp_path / "out")])
-    assert done.exit_code == 0, done.output
+    called("prepare", "join", a, f"{b}:condition=noisy", *"--sample 2 --seed 3 --out".split(), tmp_path / "out")
     rows = list(read_jsonl(tmp_path / "out" / "manifest.jsonl"))
     assert [(r["id"], r.get("condition")) for r in rows] == [("a_x", None), ("b_x", "noisy")]

@@ -168,9 +168,8 @@ def test_landmarks_name_the_mouth_itself() -> None:
 def test_landmarks_without_mediapipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "face.task").write_bytes(b"x")
     monkeypatch.setitem(__import__("sys").modules, "mediapipe", None)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match="try: .*install mediapipe"):
         faces.landmark_detector(tmp_path / "face.task")
-    assert "pip install mediapipe" in caught.value.try_this
 
 
 def test_smoothing() -> None:
@@ -199,9 +198,8 @@ def test_the_embedded_detector(monkeypatch: pytest.MonkeyPatch) -> None:
     detect = faces.haar_detector()
     assert list(detect(np.full((240, 320), 128, np.uint8))) == [] and list(detect(np.zeros((10, 10), np.uint8))) == []
     monkeypatch.setattr(cv2.data, "haarcascades", "/nowhere/")
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match="try: .*<5"):
         faces.haar_detector()
-    assert "<5" in caught.value.try_this
 
 
 # whole runs

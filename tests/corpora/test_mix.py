@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
 from collections import defaultdict
 
 import numpy as np
 import pytest
 import soundfile as sf
+from tiny_cli import called
 from tiny_corpora import RATE, sound, write
 
-from rlspeech.cli import main
 from rlspeech.config import ScoreFolder
 from rlspeech.corpora.mix import render_ladders
 from rlspeech.data.manifest import read_manifest
@@ -80,13 +78,10 @@ def test_bad_files_are_left_out(sources):
 
 
 @pytest.mark.slow
-def test_prepare_and_reward_make_a_calibration(sources, capsys, monkeypatch):
+def test_prepare_and_reward_make_a_calibration(sources):
     out = sources / "ladder"
     words = f"--clean {sources}/clean --noise {sources}/noise --utterances 2 --clip-s 1.5 --out {out} --workers 0"
-    monkeypatch.setattr(sys, "argv", ["rlspeech", "prepare", "ladder", *words.split(), "--json"])
-    with contextlib.suppress(SystemExit):
-        main()
-    summary = json.loads(capsys.readouterr().out)
+    summary = called("prepare", "ladder", *words.split())
     rows = read_manifest(out / "manifest.jsonl")
     assert "--reward llm" in summary["next"] and summary["manifests"]["manifest"]["rows"] == len(rows)
     config = ScoreFolder(rewards=["si_sdr", "lsd", "stoi"], out=str(out / "scores"), workers=0)

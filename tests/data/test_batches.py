@@ -149,9 +149,6 @@ def test_seeds_are_the_same_everywhere() -> None:
     assert len({seed_of(s, k) for s in range(10) for k in "abcdefghij"}) == 100
 
 
-# -- two ears ---------------------------------------------------------------------------------------------------------
-
-
 def _ears(path: Path, seed: int, seconds: float = 1.0, ears: int = 2) -> np.ndarray:
     wav = (0.1 * np.random.default_rng(seed).standard_normal((ears, int(seconds * RATE)))).astype(np.float32)
     save_audio(path, wav, RATE)
@@ -203,8 +200,6 @@ def test_pairs_with_two_ears(tmp_path: Path) -> None:
         source.clip(0, 0, 0.0)
     assert [c.key for c in whole_clips(source, 9)] == ["p1", "p2"]
 
-
-# -- lips -------------------------------------------------------------------------------------------------------------
 
 MARK_S = 1.52  # a click in the sound, a flash in the frame that is shown then: number 38
 

@@ -67,9 +67,6 @@ def valid_kaldi(folder: Path) -> None:
     assert spoken == {utt: speaker for speaker, utt in pairs}
 
 
-# ---------------------------------------------------------------------------------------------------------------- kaldi
-
-
 def test_kaldi_comes_back(tmp_path: Path) -> None:
     long, short = sound(tmp_path / "wavs" / "rec one.wav", 4.0), sound(tmp_path / "wavs" / "b.wav")
     source = tmp_path / "theirs"
@@ -148,9 +145,6 @@ def test_recordings_of_one_name_stay_two(tmp_path: Path) -> None:
     assert {(u.audio_filepath, u.offset) for u in found} == {(u.audio_filepath, u.offset) for u in rows}
 
 
-# ----------------------------------------------------------------------------------------------------------------- nemo
-
-
 def test_nemo_comes_back(tmp_path: Path) -> None:
     sound(tmp_path / "wavs" / "a.wav")
     named = {"audio_filepath": "wavs/a.wav"}
@@ -178,9 +172,6 @@ def test_a_row_that_is_no_json_costs_itself(tmp_path: Path) -> None:
     for to, name in (("nemo", "m.json"), ("lhotse", "cuts.jsonl")):
         done = write_manifest_as(rows, to, tmp_path / name)
         assert done.rows == 1 and [key for key, _ in done.left_out] == ["a"]
-
-
-# --------------------------------------------------------------------------------------------------------------- lhotse
 
 
 def some_rows(folder: Path) -> list[Utterance]:

@@ -77,9 +77,8 @@ def test_bad_lines_are_named_by_number(tmp_path: Path) -> None:
     assert [u.id for u in utts] == ["a"]
     assert [number for number, _ in problems] == [2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
     assert "duplicate id 'a', first on line 1" in problems[3][1]
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="(?s)13 bad lines.*why: .*line 2.*5 more"):
         read_manifest(path)
-    assert "13 bad lines" in error.value.what and "line 2" in error.value.why and "5 more" in error.value.why
 
 
 def test_bytes_that_are_no_text_cost_their_line(tmp_path: Path) -> None:
@@ -138,13 +137,20 @@ def test_good_ids_are_left_alone() -> None:
         assert safe_name(name) == name
 
 
-def test_writing_refuses_duplicates_and_nan_and_keeps_the_old_file(tmp_path: Path) -> None:
+def test_duplicates_nan_and_a_full_disk_leave_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.jsonl"
     write_manifest(path, [utt("a")])
     before = path.read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
     for bad in ([utt("b"), utt("b")], [utt("b", extra={"x": float("nan")})]):
         with pytest.raises(UserError):
             write_manifest(path, bad)
+    monkeypatch.setattr(jsonl.os, "fsync", full)
+    with pytest.raises(UserError, match="full"):
+        write_manifest(path, [utt("b")])
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["m.jsonl"]
 
@@ -154,20 +160,6 @@ def test_file_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     Path(path).write_bytes(b"x")
     write_manifest(tmp_path / "m.jsonl", [utt("a", path)])
     assert Path(read_manifest(tmp_path / "m.jsonl")[0].audio_filepath).read_bytes() == b"x"
-
-
-def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "m.jsonl"
-    write_manifest(path, [utt("a")])
-    before = path.read_bytes()
-
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(jsonl.os, "fsync", full)
-    with pytest.raises(UserError, match="full"):
-        write_manifest(path, [utt("b")])
-    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_writer_continues_behind_a_torn_line(tmp_path: Path) -> None:

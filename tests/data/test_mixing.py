@@ -145,12 +145,8 @@ def test_recipe_mistakes_are_named(recipe: Path, tmp_path: Path, text: str, clue
     good = (tmp_path / "clean.jsonl").read_text().splitlines()[0]
     (tmp_path / "broken.jsonl").write_text(f'{good}\n{{"audio_filepath": 3}}\n')
     (tmp_path / "mix.json").write_text(text)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=clue):
         MixtureSet.from_recipe(tmp_path / "mix.json")
-    assert clue in str(error.value)
-
-
-# -- a competing talker -----------------------------------------------------------------------------------------------
 
 
 def _voices(folder: Path, voices: tuple[str | None, ...], **mixing: object) -> MixtureSet:

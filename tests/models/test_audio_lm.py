@@ -21,14 +21,16 @@ from rlspeech.types import UserError
 
 T1 = Sampling()
 CHUNKED = ("voxtral", "glmasr")  # windows of 2 s here: the clips have one, one and two
-
-
-def _clips() -> list[np.ndarray]:
-    return clips(1.0, 0.45, 3.1)
+CLIPS = clips(1.0, 0.45, 3.1)
 
 
 def _lm(model_type: str, **more: Any) -> AudioLM:
     return tiny(model_type, max_s=2.0 if model_type in {"qwen2_audio", "whisper"} else 4.0, **more)
+
+
+@pytest.fixture(params=ALL)
+def lm(request: pytest.FixtureRequest) -> AudioLM:
+    return _lm(request.param)
 
 
 def _plain(lm: AudioLM, wav: np.ndarray) -> dict[str, Any]:
@@ -50,16 +52,11 @@ def _plain(lm: AudioLM, wav: np.ndarray) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **features}
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("model_type", ALL)
-def test_a_group_equals_repeated_single_calls(model_type: str) -> None:
+def test_a_group_equals_repeated_single_calls(lm: AudioLM) -> None:
     """Bug 1 (tiled against interleaved repeats) and trap (b) (chunks of different clips mixed): three clips, unlike lengths and seeds."""
-    lm, wavs = _lm(model_type), _clips()
-    together = lm.generate(lm.encode(wavs), group=3, sampling=T1, max_new_tokens=9, seed=[11, 12, 13])
+    together = lm.generate(lm.encode(CLIPS), group=3, sampling=T1, max_new_tokens=9, seed=[11, 12, 13])
     assert together.ids.shape[0] == 9 and len({tuple(r) for r in together.ids.tolist()}) > 6
-    for b, wav in enumerate(wavs):
+    for b, wav in enumerate(CLIPS):
         alone = lm.generate(lm.encode([wav]), group=3, sampling=T1, max_new_tokens=9, seed=[11 + b])
         rows = slice(3 * b, 3 * b + 3)
         width = alone.ids.shape[1]
@@ -70,26 +67,23 @@ def test_a_group_equals_repeated_single_calls(model_type: str) -> None:
         assert torch.equal(together.finished[rows], alone.finished)
 
 
-@pytest.mark.parametrize("model_type", ALL)
-def test_the_encoder_hears_a_clip_once_and_the_head_sees_the_transcript_only(model_type: str) -> None:
+def test_the_encoder_hears_a_clip_once_and_the_head_sees_the_transcript_only(lm: AudioLM) -> None:
     """Traps (a) and (c): Qwen2-Audio would return the logits of every position."""
-    lm, heads, seen = _lm(model_type), [], []
+    heads, seen = list[tuple[int, ...]](), list[int]()
 
     def count(module: Any, args: Any, options: Any, out: Any) -> None:
         seen.append(len((*args, *options.values())[0]))
 
     lm.modules_of("encoder")[0].register_forward_hook(count, with_kwargs=True)
     lm.net.get_output_embeddings().register_forward_hook(lambda m, args, out: heads.append(tuple(out.shape[:-1])))
-    heard = lm.encode(_clips())
+    heard = lm.encode(CLIPS)
     drawn = lm.generate(heard, group=4, sampling=T1, max_new_tokens=3)
     lm.forward_logits(heard, torch.arange(12) // 4, drawn.ids)
-    assert sum(seen) == (4 if model_type in CHUNKED else 3) and heads[-1] == (12, drawn.ids.shape[1])
+    assert sum(seen) == (4 if lm.model_type in CHUNKED else 3) and heads[-1] == (12, drawn.ids.shape[1])
 
 
-@pytest.mark.parametrize("model_type", ALL)
-def test_what_stands_beside_a_clip_does_not_matter(model_type: str) -> None:
-    lm, wavs = _lm(model_type), _clips()
-    together, alone = lm.encode(wavs), [lm.encode([w]) for w in wavs]
+def test_what_stands_beside_a_clip_does_not_matter(lm: AudioLM) -> None:
+    together, alone = lm.encode(CLIPS), [lm.encode([w]) for w in CLIPS]
     ids = torch.randint(0, 200, (3, 6), generator=torch.Generator().manual_seed(0))
     both = lm.forward_logits(together, [0, 1, 2], ids)
     for b in range(3):
@@ -98,13 +92,11 @@ def test_what_stands_beside_a_clip_does_not_matter(model_type: str) -> None:
         torch.testing.assert_close(both[b : b + 1], own, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("model_type", ALL)
 def test_what_is_saved_decodes_as_what_is_trained(
-    model_type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    lm: AudioLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By plain ``generate`` of transformers: lists that suppress what is likeliest are the policy's, what no policy here does is gone."""
-    lm, wavs = _lm(model_type), _clips()
-    free = lm.generate(lm.encode(wavs), max_new_tokens=8).ids
+    free = lm.generate(lm.encode(CLIPS), max_new_tokens=8).ids
     lm.net.get_output_embeddings().weight.data[lm.stops[0]] = 1.01 * lm.net.get_output_embeddings().weight[free[0, 0]]
     given = lm.net.generation_config
     given.do_sample, given.top_k, given.top_p, given.repetition_penalty, given.num_beams = True, 1, 0.5, 5.0, 3
@@ -118,11 +110,11 @@ def test_what_is_saved_decodes_as_what_is_trained(
     save_audio_lm(tmp_path, shut, facts={})
     lm = load_audio_lm(str(tmp_path))[0]
     assert not lm.overridden and "generation config" not in capsys.readouterr().err
-    heard, plain = lm.encode(wavs), type(lm.net).from_pretrained(tmp_path)
+    heard, plain = lm.encode(CLIPS), type(lm.net).from_pretrained(tmp_path)
     assert not lm.seq2seq or heard.ids[0][1] == german
     ours = lm.generate(heard, max_new_tokens=8)
     assert not torch.equal(ours.ids[:, :1], free[:, :1]) and int(ours.mask.sum()) > 5
-    for row, keep, wav in zip(ours.ids, ours.mask, wavs, strict=True):
+    for row, keep, wav in zip(ours.ids, ours.mask, CLIPS, strict=True):
         asked = _plain(lm, wav)
         asked.pop("decoder_input_ids", None)
         theirs = plain.generate(**asked, max_new_tokens=8)
@@ -185,10 +177,8 @@ def test_no_clips_and_no_room() -> None:
     assert torch.equal(lm.encode([wav]).audio[0], lm.encode([wav[:16000]]).audio[0])
 
 
-@pytest.mark.parametrize("model_type", ALL)
-def test_beams_find_something_at_least_as_likely(model_type: str) -> None:
-    lm, wavs = _lm(model_type), _clips()
-    heard = lm.encode(wavs)
+def test_beams_find_something_at_least_as_likely(lm: AudioLM) -> None:
+    heard = lm.encode(CLIPS)
 
     def likelihood(drawn: Any) -> torch.Tensor:
         logp = lm.forward_logits(heard, [0, 1, 2], drawn.ids).log_softmax(-1).gather(-1, drawn.ids[..., None])[..., 0]
@@ -201,18 +191,13 @@ def test_beams_find_something_at_least_as_likely(model_type: str) -> None:
             assert bool((likelihood(beam) >= likelihood(greedy) - 1e-3).all())
 
 
-# -- looking again -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("model_type", ALL)
 @torch.no_grad()
-def test_log_probabilities_equal_a_plain_forward(model_type: str) -> None:
+def test_log_probabilities_equal_a_plain_forward(lm: AudioLM) -> None:
     """Of drawn tokens of unlike lengths, against the transformers model on ids and features, one row at a time without padding.
 
     Bug 2: log-probabilities are those of the answer's tokens, not of what surrounds them.
     """
-    lm, wavs = _lm(model_type), _clips()
-    heard = lm.encode(wavs)
+    heard = lm.encode(CLIPS)
     drawn = lm.generate(heard, group=2, sampling=T1, max_new_tokens=7, seed=4)
     rows = torch.tensor([3, 0, 5, 1])  # any order, unlike prompts
     lengths = drawn.mask[rows].sum(1).minimum(torch.tensor([7, 3, 5, 6]))
@@ -220,7 +205,7 @@ def test_log_probabilities_equal_a_plain_forward(model_type: str) -> None:
     ours = lm.forward_logits(heard, rows // 2, padded)
     assert ours.dtype == torch.float32 and ours.shape[:2] == drawn.ids[rows].shape
     for i, row in enumerate(rows.tolist()):
-        given, n = _plain(lm, wavs[row // 2]), int(lengths[i])
+        given, n = _plain(lm, CLIPS[row // 2]), int(lengths[i])
         key = "decoder_input_ids" if lm.seq2seq else "input_ids"
         start = given[key].shape[1]
         given[key] = torch.cat([given[key], drawn.ids[row : row + 1, :n]], 1)
@@ -233,7 +218,7 @@ def test_log_probabilities_equal_a_plain_forward(model_type: str) -> None:
 def test_rows_of_a_clip_share_its_keys_and_values() -> None:
     """Made once a clip for ragged rows in any order; logits and gradients are the sum of what each row has by itself."""
     lm, made = _lm("whisper"), list[int]()
-    heard, rows = lm.encode(_clips()), torch.tensor([2, 0, 2, 2])
+    heard, rows = lm.encode(CLIPS), torch.tensor([2, 0, 2, 2])
     ids = torch.randint(0, 200, (4, 5), generator=torch.Generator().manual_seed(0))
     weights, parts = parameters_of(lm, "language"), []
     lm.net.model.decoder.layers[0].encoder_attn.v_proj.register_forward_hook(lambda m, a, out: made.append(len(out)))
@@ -251,7 +236,7 @@ def test_rows_of_a_clip_share_its_keys_and_values() -> None:
 
 def test_heard_clips_are_parked_and_chosen() -> None:
     lm = _lm("fun_asr_nano")
-    heard = lm.encode(_clips()).to("cpu")
+    heard = lm.encode(CLIPS).to("cpu")
     some = heard.select(torch.tensor([2, 0, 2]))
     assert len(some) == 3 and some.audio[0] is heard.audio[2] and some.ids[1] is heard.ids[0]
     assert not any(a.requires_grad for a in heard.audio)
@@ -264,19 +249,15 @@ def test_heard_clips_are_parked_and_chosen() -> None:
     assert all(p.device.type == "cpu" for p in parameters_of(meta, "encoder") + parameters_of(meta, "projector"))
 
 
-# -- text --------------------------------------------------------------------------------------------------------------------
-
 ODD = ["", "hello there", "  two  blanks ", "naïve Zürich ½", "你好，世界", "don't , stop .", "<b>&amp;</b>"]
 ODD += ["👩‍👩‍👧 \u202eabc\u0301 \x00"]
 
 
-@pytest.mark.parametrize("model_type", ALL)
-def test_references_come_back_as_they_were(model_type: str) -> None:
-    lm = _lm(model_type)
+def test_references_come_back_as_they_were(lm: AudioLM) -> None:
     ids, mask = lm.references(ODD)
     for row, n in zip(ids, mask.sum(1).tolist(), strict=True):
         assert row[n - 1] == lm.stops[0] and bool((row[n:] == lm.pad).all())
-    lead = " " if model_type == "whisper" else ""
+    lead = " " if lm.model_type == "whisper" else ""
     assert lm.text(ids, mask) == [lead + t if t else t for t in ODD]
     assert lm.text(torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 0, dtype=torch.bool)) == [""]
 
@@ -345,12 +326,8 @@ def test_granites_features_are_torchaudios() -> None:
     assert ours.shape == log.shape and np.abs(ours - log)[1:-2].max() < 2e-3
 
 
-# -- odd audio ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("model_type", ALL)
-def test_empty_and_odd_audio_costs_nobody_else(model_type: str) -> None:
-    lm, good = _lm(model_type), clips(0.8)[0]
+def test_empty_and_odd_audio_costs_nobody_else(lm: AudioLM) -> None:
+    (good,) = clips(0.8)
     odd = [np.zeros(0, np.float32), clips(0.05)[0], np.full(4000, np.nan, np.float32), good, np.zeros(8000, np.float32)]
     heard = lm.encode(odd)
     assert len(heard) == 5 and all(len(a) > 0 and bool(torch.isfinite(a).all()) for a in heard.audio)
@@ -359,18 +336,13 @@ def test_empty_and_odd_audio_costs_nobody_else(model_type: str) -> None:
     assert drawn.ids.shape[0] == 10 and len(lm.text(drawn.ids, drawn.mask)) == 10
 
 
-# -- what is trained ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("model_type", ALL)
 @pytest.mark.parametrize("kind", ["attention", "attention+ff", "all", None])
-def test_encoder_and_projector_stay_as_they_are(model_type: str, kind: Any) -> None:
-    lm = _lm(model_type)
+def test_encoder_and_projector_stay_as_they_are(lm: AudioLM, kind: Any) -> None:
     adapted = Adapted(lm, None if kind is None else Lora(rank=2, alpha=4, targets=kind))
     trained = {n for n, p in lm.named_parameters() if p.requires_grad}
     ours = tuple(f"net.{t}" for t in lm.family.language)
     assert trained and all(n.startswith(ours) for n in trained)
-    heard = lm.encode(_clips(), grad=True)
+    heard = lm.encode(CLIPS, grad=True)
     assert not any(a.requires_grad for a in heard.audio)
     ids, mask = lm.references(["ab", "c", "def"])
     with torch.no_grad():
@@ -388,7 +360,7 @@ def test_encoder_and_projector_stay_as_they_are(model_type: str, kind: Any) -> N
                 shared = {id(p) for p in parameters_of(lm, "encoder") + parameters_of(lm, "projector")}
                 assert shared <= {id(p) for p in reference.parameters()}
                 assert not {id(p) for p in parameters_of(lm, "language")} & {id(p) for p in reference.parameters()}
-        plain = _lm(model_type)
+        plain = _lm(lm.model_type)
         plain.load_state_dict(adapted.merged())
         torch.testing.assert_close(plain.forward_logits(heard, [0, 1, 2], ids)[mask], after[mask], atol=1e-4, rtol=1e-4)
 
@@ -401,7 +373,7 @@ def test_a_trained_encoder_has_a_reference_of_its_own(model_type: str, lora: Lor
     adapted = Adapted(lm, lora)
     # position tables
     assert lora is not None or not any(p.requires_grad for n, p in lm.named_parameters() if n in fixed)
-    heard = lm.encode(_clips(), grad=True)
+    heard = lm.encode(CLIPS, grad=True)
     ids, mask = lm.references(["ab", "c", "def"])
     before = lm.forward_logits(heard, [0, 1, 2], ids)
     before[mask].square().sum().backward()
@@ -412,7 +384,7 @@ def test_a_trained_encoder_has_a_reference_of_its_own(model_type: str, lora: Lor
         for p in adapted.parameters():
             p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
         with adapted.reference() as reference:
-            again = reference.forward_logits(reference.encode(_clips()), [0, 1, 2], ids)
+            again = reference.forward_logits(reference.encode(CLIPS), [0, 1, 2], ids)
         torch.testing.assert_close(again[mask], before[mask].detach())
 
 
@@ -425,7 +397,7 @@ def test_copies_share_what_is_frozen_and_bf16_writes_and_looks_again() -> None:
     apart = copy.deepcopy(_lm("fun_asr_nano", train_encoder=True))
     assert apart.frozen_modules() == []
     lm = lm.to(torch.bfloat16)
-    heard = lm.encode(_clips())
+    heard = lm.encode(CLIPS)
     drawn = lm.generate(heard, group=2, sampling=T1, max_new_tokens=5)
     assert heard.audio[0].dtype == torch.bfloat16
     assert lm.forward_logits(heard, torch.arange(6) // 2, drawn.ids).dtype == torch.float32

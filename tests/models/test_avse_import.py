@@ -74,9 +74,8 @@ def test_missing_and_unexpected_names_are_told() -> None:
         convert_avse4(weights)
     assert "missing: model.separator.tcn.0.2.net.1.weight" in caught.value.why
     assert "unexpected: model.attention.weight" in caught.value.why
-    with pytest.raises(UserError, match="not the AVSEC-4") as caught:
+    with pytest.raises(UserError, match="(?s)not the AVSEC-4.*why: .*model.encoder.conv1d_U.weight"):
         convert_avse4({"encoder.weight": torch.zeros(3)})
-    assert "model.encoder.conv1d_U.weight" in caught.value.why
     lean = random_weights()
     del lean[UNUSED]  # never used by the baseline either
     convert_avse4(lean)
@@ -117,10 +116,9 @@ def test_a_lightning_file_is_read_without_running_it(tmp_path: Path) -> None:
     found = read_avse4(tmp_path / "pretrained.ckpt")
     assert found.keys() == weights.keys() and all(torch.equal(found[k], weights[k]) for k in found)
     torch.save({**lightning, "extra": Bomb(tmp_path / "ran")}, tmp_path / "bomb.ckpt")
-    with pytest.raises(UserError, match="cannot read") as caught:
+    with pytest.raises(UserError, match="(?s)cannot read.*try: .*save_file"):
         read_avse4(tmp_path / "bomb.ckpt")
     assert not (tmp_path / "ran").exists()
-    assert "save_file" in caught.value.try_this
     torch.load(tmp_path / "bomb.ckpt", weights_only=False)  # it is a bomb: otherwise this proves nothing
     assert (tmp_path / "ran").exists()
 

@@ -103,9 +103,8 @@ def test_folders_load_and_what_is_none_is_said(tmp_path: Path) -> None:
         assert isinstance(codec, HubCodec) and codec.name == name and codec.books == (2 if name.endswith("2") else 3)
         ours, theirs = (c.encode([noise(2000)])[0] % 32 for c in (codec, HubCodec(net, "x", codec.books)))
         assert torch.equal(ours, theirs)
-    with pytest.raises(UserError, match="mimi:") as caught:
+    with pytest.raises(UserError, match="(?s)mimi:.*why: .*model_type is 'dac', not mimi"):
         load_codec(f"mimi:{tmp_path / 'dac'}")
-    assert "model_type is 'dac', not mimi" in caught.value.why
     with pytest.raises(UserError, match="dac:"):
         load_codec(f"dac:{tmp_path / 'nothing'}")
     with pytest.raises(UserError, match="cannot use 9 codebooks"):

@@ -77,9 +77,6 @@ def test_a_heads_bias_counts_and_several_stops_are_one_decision() -> None:
     torch.testing.assert_close(lm.head(state)[:, :-1], whole[:, lm.layout.first : lm.layout.first + V])
 
 
-# -- rows ------------------------------------------------------------------------------------------------------------------
-
-
 def test_a_row_is_marks_text_prompt_and_nothing_else() -> None:
     lm = tiny()
     mark, speech = (lm.tokenizer.convert_tokens_to_ids(m) for m in ("<|text|>", "<|speech|>"))
@@ -124,9 +121,6 @@ def test_references_end_with_the_stop_and_codes_are_without() -> None:
     assert [c.tolist() for c in lm.codes(ids, mask)] == [[1, 2, 3], []]
 
 
-# -- relaxed decoding --------------------------------------------------------------------------------------------------------
-
-
 def test_unrolling_on_one_hot_tokens_is_teacher_forcing_and_the_gradient_goes_through_time() -> None:
     lm = tiny()
     prompts, rows = lm.encode(LINES), torch.tensor([2, 0, 3])
@@ -136,9 +130,6 @@ def test_unrolling_on_one_hot_tokens_is_teacher_forcing_and_the_gradient_goes_th
     torch.testing.assert_close(made, lm.forward_logits(prompts, rows, ids), atol=1e-5, rtol=1e-4)
     (back,) = torch.autograd.grad(made[:, 3].logsumexp(-1).sum(), soft)
     assert all(float(back[:, s].abs().max()) > 0 for s in range(3)) and not back[:, 3].any()
-
-
-# -- public checkpoints ------------------------------------------------------------------------------------------------------
 
 
 def test_llasas_row_is_its_authors() -> None:
@@ -171,9 +162,6 @@ def test_vocabularies_that_are_not_known_and_a_codec_that_is_not_to_be_had() -> 
     net, tokenizer = public("cosyvoice2")
     with pytest.raises(UserError, match="layout.codec"):
         _ = CodecLM(net, tokenizer, layout_of(tokenizer)).codec
-
-
-# -- copies and checkpoints --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=4), Lora(rank=2, alpha=4, targets="all")])
@@ -231,9 +219,8 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     }
     for why, spoilt in wrong.items():
         (tmp_path / "rlspeech.json").write_text(json.dumps({**about, **spoilt}))
-        with pytest.raises(UserError) as raised:
+        with pytest.raises(UserError, match=f"why: .*{why}"):
             load_codec_lm(str(tmp_path))
-        assert why in raised.value.why
     with pytest.raises(UserError, match="no checkpoint"):
         load_codec_lm(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="prepare --help"):

@@ -78,9 +78,8 @@ def test_the_folder_is_the_whisper_that_was_written(source: tuple[Any, Path], ki
     net, folder = source
     (folder / "model.bin").write_bytes(packed(variables(net.state_dict()), kind))
     for load in (load_audio_lm, load_recogniser):
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError, match=f"try: .*convert ct2 {folder}"):
             load(str(folder))
-        assert f"convert ct2 {folder}" in caught.value.try_this
     made = called("convert", "ct2", folder, tmp_path / "out")
     again, _ = load_audio_lm(str(tmp_path / "out"))
     assert made["parameters"] == sum(p.numel() for p in net.parameters()) and again.max_s == 2.0

@@ -13,6 +13,7 @@ import tiny_recognisers
 import tiny_speech
 import tiny_tts
 import torch
+from tiny_flow import disturb
 
 from rlspeech.config import Lora
 from rlspeech.models.adapters import Adapted
@@ -47,9 +48,7 @@ def tuned(task: str, folder: Path, lora: Lora | None) -> Run:
     model, about = work.load(str(start))
     before = answer(task, model)
     adapted = Adapted(model, lora)
-    noise = torch.Generator().manual_seed(1)
-    for p in adapted.parameters():
-        p.data += 0.1 * torch.randn(p.shape, generator=noise)
+    disturb(adapted.parameters(), 0.1, seed=1)
     facts = {**about.get("facts", {}), "rl": {"algo": "grpo", "step": 3, "from": str(start), "rewards": {"estoi": 1.0}}}
 
     def write(path: Path) -> None:
