@@ -84,11 +84,6 @@ def recipe(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_good_recipe_has_no_problems(tmp_path: Path) -> None:
-    summary = look(recipe(tmp_path))
-    assert summary["kind"] == "mixture recipe" and summary["problems"] == [] and summary["facts"]["clean: rows"] == 1
-
-
 @pytest.mark.parametrize(
     ("changes", "line", "said"),
     [
@@ -115,6 +110,8 @@ def test_nemos_manifests_are_known_under_their_own_suffix(tmp_path: Path) -> Non
 
 def test_the_manifests_of_a_recipe_are_checked(tmp_path: Path) -> None:
     path = recipe(tmp_path)
+    summary = look(path)
+    assert summary["kind"] == "mixture recipe" and summary["problems"] == [] and summary["facts"]["clean: rows"] == 1
     manifest(tmp_path / "noise.jsonl", [row(id="n"), row(id="gone", audio_filepath="gone.wav")])
     for target in (path, tmp_path):  # a folder stands for what is in it, once
         problems = look(target)["problems"]

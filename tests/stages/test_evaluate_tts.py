@@ -109,14 +109,9 @@ def test_a_run_goes_on_and_what_is_said_is_not_said_again(tts: Tiny, calls: list
     assert len(calls) == 9 and calls[-1] == "good u1"
     assert again["systems"]["base"]["cer"] == first["systems"]["base"]["cer"] and "tts_loop" in again["systems"]["base"]
     with pytest.raises(UserError):  # other ears are another evaluation
-        ask(tts, out, recogniser="test_evaluate_tts:deaf")
+        ask(tts, out, recogniser="reward_plugins:deaf")
     ask(tts, out, models={"base": "hub/good"}, baseline=None)  # another checkpoint under the same name
     assert calls[9:] and {t.split()[0] for t in calls[9:]} == {"good"}
-
-
-def deaf(wavs: list[np.ndarray], sample_rate: int) -> list[str]:
-    """Hears nothing."""
-    return [""] * len(wavs)
 
 
 def test_a_text_that_fails_is_left_out_for_every_system(
@@ -137,7 +132,7 @@ def test_values_of_a_column_get_tables(tts: Tiny, calls: list[str], tmp_path: Pa
 
 
 def test_a_real_model_is_heard_by_deaf_ears(tts: Tiny, tmp_path: Path) -> None:
-    asked = {"models": {"m": tts["model"]}, "recogniser": "test_evaluate_tts:deaf", "limit": 3}
+    asked = {"models": {"m": tts["model"]}, "recogniser": "reward_plugins:deaf", "limit": 3}
     made = ask(tts, tmp_path / "out", **asked, metrics=["speaker_similarity", "tts_pitch_std", "tts_stopped"])
     assert made["n"] == 3 and made["systems"]["m"]["cer"]["mean"] == 100 and not made["deltas"]
     assert -1 <= made["systems"]["m"]["speaker_similarity"]["mean"] <= 1

@@ -12,6 +12,8 @@ import pytest
 import soundfile as sf
 from tiny_audio_lms import tiny
 from tiny_cli import called, refused, rows_of
+from tiny_flow import voice
+from tiny_runs import write_rows as write
 
 from rlspeech import log
 from rlspeech.config import ScoreFolder
@@ -25,15 +27,6 @@ from rlspeech.types import UserError
 RATE = 16000
 
 
-def tone(seconds: float, seed: int = 0) -> np.ndarray:
-    """(T,) float32: harmonics that come and go at 4 Hz."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(int(seconds * RATE)) / RATE
-    wav = sum(np.sin(2 * np.pi * 150 * k * t + rng.uniform(0, 6)) / k for k in range(1, 20))
-    wav = wav * (0.6 + 0.4 * np.sin(2 * np.pi * 4 * t + seed)) + 0.01 * rng.standard_normal(len(t))
-    return (0.1 * wav / wav.std()).astype(np.float32)
-
-
 @pytest.fixture(autouse=True)
 def quiet_log(monkeypatch):
     monkeypatch.setattr(log, "quiet", True)
@@ -43,7 +36,7 @@ def quiet_log(monkeypatch):
 def folders(tmp_path):
     """Three outputs (one in a subfolder, one FLAC) and their references."""
     for i, name in enumerate(["a.wav", "sub/b.wav", "c.flac"]):
-        clean = tone(0.8, i)
+        clean = 3 * voice(i, 12800)
         noisy = clean + 0.02 * (i + 1) * np.random.default_rng(i).standard_normal(len(clean)).astype(np.float32)
         for folder, wav in (("out", noisy), ("ref", clean)):
             path = tmp_path / folder / name
@@ -92,12 +85,12 @@ def test_bad_files_have_a_row_with_the_reason(folders):
     sf.write(out / "silent.wav", np.zeros(RATE), RATE)
     sf.write(out / "nan.wav", np.full(RATE, np.nan), RATE, subtype="FLOAT")
     (out / "cut.wav").write_bytes((out / "a.wav").read_bytes()[:30])
-    sf.write(out / "stereo48.wav", np.stack([np.repeat(tone(0.8), 3)] * 2, 1), 48000)
-    sf.write(folders / "ref" / "stereo48.wav", tone(0.8), RATE)
-    sf.write(folders / "ref" / "silent.wav", tone(1.0), RATE)
+    sf.write(out / "stereo48.wav", np.stack([np.repeat(voice(0, 12800), 3)] * 2, 1), 48000)
+    sf.write(folders / "ref" / "stereo48.wav", voice(0, 12800), RATE)
+    sf.write(folders / "ref" / "silent.wav", voice(0, RATE), RATE)
     (out / ".hidden.wav").touch()
-    sf.write(out / "alone.wav", tone(0.5), RATE)
-    sf.write(out / "badref.wav", tone(0.5), RATE)
+    sf.write(out / "alone.wav", voice(0, 8000), RATE)
+    sf.write(out / "badref.wav", voice(0, 8000), RATE)
     (folders / "ref" / "badref.wav").write_text("no")
     summary = reward.run(config(folders, ["si_sdr"]), out)
     found = rows(folders)
@@ -140,7 +133,7 @@ def test_resumes_and_computes_only_what_is_new(folders, monkeypatch):
     assert calls[1:] == [(["a", "c", "sub/b"], ["lsd"])]
     assert all({"si_sdr", "lsd"} <= set(r) for r in rows(folders).values())
     changed = folders / "out" / "a.wav"
-    sf.write(changed, tone(0.9, 7), RATE)  # a further file version
+    sf.write(changed, voice(7, 14400), RATE)  # a further file version
     reward.run(config(folders, ["si_sdr", "lsd"]), folders / "out")
     assert calls[2:] == [(["a"], ["lsd", "si_sdr"])]
     reward.run(config(folders, ["si_sdr"], system="other"), folders / "out")  # another system in the same file
@@ -233,11 +226,6 @@ ROWS = [
     {"id": "quiet", "text": "", "hypothesis": "thank you"},
     {"id": "u4", "text": "six seven", "hypothesis": ""},
 ]
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
-    return path
 
 
 def listed(path: Path, kind: str, texts: dict[str, str]) -> Path:

@@ -26,17 +26,13 @@ from rlspeech.types import UserError
 RATE = 16000
 ASSETS = Path(rlspeech.__file__).parent / "assets"
 TINY = ListenerModel(audio_dim=32, audio_layers=1, audio_heads=2, text_dim=32, text_layers=1, text_heads=2)
+CONFIG = Pretrain(task="listener", listener=TINY)
 
 
 @pytest.fixture(scope="module")
 def speech() -> list[np.ndarray]:
     files = sorted((ASSETS / "demo" / "clean").glob("valid*.flac"))[:6]
     return [load_audio(f)[: 2 * RATE] for f in files]
-
-
-@pytest.fixture
-def config() -> Pretrain:
-    return Pretrain(task="listener", listener=TINY)
 
 
 def with_labels(speech: list[np.ndarray]) -> list[Clip]:
@@ -90,9 +86,9 @@ def test_labels_survive_a_manifest_row(speech: list[np.ndarray]) -> None:
 # -- batches and training ---------------------------------------------------------------------------------------------
 
 
-def test_a_batch_says_what_its_labels_say(speech: list[np.ndarray], config: Pretrain) -> None:
+def test_a_batch_says_what_its_labels_say(speech: list[np.ndarray]) -> None:
     task, clips = ListenerTask(), with_labels(speech)
-    model = task.build(config)
+    model = task.build(CONFIG)
     torch.manual_seed(5)
     batch = task.collate(clips, model)
     torch.manual_seed(5)
@@ -117,23 +113,23 @@ def test_other_data_is_degraded_on_the_fly(speech: list[np.ndarray]) -> None:
     assert all(1.0 <= one["quality"] <= 5.0 for one in labels)
 
 
-def test_bad_clips_cost_themselves_only(speech: list[np.ndarray], config: Pretrain, tmp_path: Path) -> None:
+def test_bad_clips_cost_themselves_only(speech: list[np.ndarray], tmp_path: Path) -> None:
     silent = np.zeros(RATE, np.float32)
     bad = [Clip("silent", silent, silent, RATE), Clip("short", speech[0][:99], speech[0][:99], RATE)]
     wavs, _ = labelled([*bad, Clip("good", speech[1], speech[1], RATE)], np.random.default_rng(0))
     assert len(wavs) == 1
     task, run = ListenerTask(), SimpleNamespace(path=tmp_path)
     with pytest.raises(UserError, match="rlspeech check"):
-        task.collate(bad, task.build(config))
-    assert task.validate(task.build(config).eval(), bad, run, 1) == {}  # type: ignore[arg-type]
+        task.collate(bad, task.build(CONFIG))
+    assert task.validate(task.build(CONFIG).eval(), bad, run, 1) == {}  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
-def test_it_learns_and_validates(speech: list[np.ndarray], config: Pretrain, tmp_path: Path) -> None:
+def test_it_learns_and_validates(speech: list[np.ndarray], tmp_path: Path) -> None:
     torch.manual_seed(0)
     task, clips = ListenerTask(), with_labels(speech)[:4]
-    model = task.build(config)
-    parts = fit(model, lambda _: task.pretrain_loss(model, task.collate(clips, model), config), 60, 5e-3)
+    model = task.build(CONFIG)
+    parts = fit(model, lambda _: task.pretrain_loss(model, task.collate(clips, model), CONFIG), 60, 5e-3)
     first, last = ({k: np.mean([row[k] for row in part]) for k in parts[0]} for part in (parts[:5], parts[-5:]))
     assert last["words"] < 0.6 * first["words"] and last["labels"] < first["labels"]
     assert last["right"] > first["right"] + 0.2

@@ -65,9 +65,6 @@ def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return said
 
 
-# -- two steps on every class ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", FOUR)
 def test_two_steps_of_grpo(kind: str) -> None:
     policy = _policy(kind, ragged=True)
@@ -102,9 +99,6 @@ def test_grpo_teaches_it_what_is_rewarded() -> None:
         rewards.append(made.reward.mean())
         algo.update(made, lr=0.02)
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 2
-
-
-# -- the second look -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", FOUR)
@@ -233,9 +227,6 @@ def test_phases_move_the_parts_and_change_nothing(monkeypatch: pytest.MonkeyPatc
     assert parked == ["encode", "rollout", "reward", "update"] * 2 + ["encode", "rollout"]
 
 
-# -- sampling --------------------------------------------------------------------------------------------------------------
-
-
 def test_a_truncated_sampler_is_measured_and_said_once(warned: list[str]) -> None:
     policy = _policy(sampling={"top_p": 0.6})
     for seed in range(2):
@@ -273,9 +264,6 @@ def test_kept_mass_of_top_k_and_top_p() -> None:
     assert kept_mass(logits, Sampling(top_p=0.9)).item() == pytest.approx(0.95)
     assert kept_mass(logits, Sampling(top_k=2, top_p=0.6)).item() == pytest.approx(0.5)  # 0.6 of what top-k left
     assert kept_mass(logits, Sampling()).item() == pytest.approx(1.0)
-
-
-# -- the KL ----------------------------------------------------------------------------------------------------------------
 
 
 def test_both_kls_are_0_at_the_reference_and_agree_away_from_it() -> None:
@@ -329,9 +317,6 @@ def test_the_sampled_kl_has_the_kl_and_its_gradient_in_expectation(moved: float)
     assert torch.cosine_similarity(biased, true, dim=0) < 0.99
     dead = sampled_kl(here.detach().index_fill(0, torch.tensor([0]), -torch.inf).requires_grad_(), there, old)
     assert bool(dead.isfinite().all())
-
-
-# -- supervision and edges -------------------------------------------------------------------------------------------------
 
 
 def test_supervision_teaches_the_references() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_corpora import recorded
+from tiny_runs import RATE, tone
 from training import fit
 
 from rlspeech.config import Augment, Pretrain, RecogniserModel
@@ -18,7 +19,6 @@ from rlspeech.models.recogniser import Recogniser
 from rlspeech.tasks.asr.task import Asr, rates, spec_augment, speed_perturb, transcripts
 from rlspeech.types import Sample, UserError
 
-RATE = 16000
 AUDIO_SIDE = {"audio_dim": 32, "audio_layers": 2, "audio_heads": 2, "audio_ff": 64}
 TEXT_SIDE = {"text_dim": 32, "text_layers": 2, "text_heads": 2, "text_ff": 64}
 SMALL = RecogniserModel(**AUDIO_SIDE, **TEXT_SIDE, vocabulary=270)
@@ -26,14 +26,10 @@ Fresh = tuple[Asr, Recogniser, list[Clip]]
 STILL = Augment(speed=(1.0, 1.0), time_masks=0, mel_masks=0)
 
 
-def tone(hz: float, seconds: float = 0.5) -> np.ndarray:
-    return (0.2 * np.sin(2 * np.pi * hz * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
-
-
 @pytest.fixture
 def fresh(tmp_path: Path) -> Fresh:
     """The task, a model of two words, and their clips."""
-    recorded(tmp_path, [tone(300), tone(2000)], text=["low", "high note"], kind=["low", "high"])
+    recorded(tmp_path, [tone(300, 0.5), tone(2000, 0.5)], text=["low", "high note"], kind=["low", "high"])
     torch.manual_seed(0)
     model = Asr().build(Pretrain(task="asr", data=str(tmp_path / "m.jsonl"), asr=SMALL))
     return Asr(), model, whole_clips(open_clips(tmp_path / "m.jsonl", RATE, paired=False), 2)

@@ -9,23 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_avse import write_talkers
 from tiny_avse_task import RATE, TINY, av_clips, tiny_avse
 from training import fit
 
 from rlspeech.config import AvseModel, Pretrain
 from rlspeech.corpora import demo
 from rlspeech.corpora.lips import draw_mouth
-from rlspeech.data.audio import rms_dbfs, save_audio
+from rlspeech.data.audio import load_audio, rms_dbfs, save_audio
 from rlspeech.data.batches import Clip, open_clips, whole_clips, with_video
-from rlspeech.data.manifest import write_manifest
-from rlspeech.data.video import save_lips
+from rlspeech.data.manifest import read_manifest
 from rlspeech.models.avse import AvseEnhancer, si_snr
 from rlspeech.models.hub import embedded_path, load_model
 from rlspeech.stages import pretrain
 from rlspeech.tasks.avse.enhancer import AvInference, supervised_loss
 from rlspeech.tasks.avse.task import Avse
 from rlspeech.tasks.flowse.task import FlowSE
-from rlspeech.types import UserError, Utterance
+from rlspeech.types import UserError
 
 TASK = Avse()
 
@@ -42,9 +42,6 @@ def _binaural(*samples: int) -> list[Clip]:
         noisy, target = np.stack([c.noisy, 0.5 * c.noisy + other]), np.stack([c.target, 0.5 * c.target])
         made.append(Clip(c.key, noisy, target, RATE, lips=c.lips))
     return made
-
-
-# -- batches ----------------------------------------------------------------------------------------------------------
 
 
 def test_clips_are_levelled_and_padded() -> None:
@@ -93,9 +90,6 @@ def test_videos_of_two_sizes_are_an_error() -> None:
     with pytest.raises(UserError, match="--crop") as error:
         TASK.collate(clips, tiny_avse())
     assert "24x30" in error.value.why and "32x32" in error.value.why
-
-
-# -- the loss ---------------------------------------------------------------------------------------------------------
 
 
 def test_clips_that_are_done_or_hopeless_have_no_gradient() -> None:
@@ -149,14 +143,6 @@ def test_no_video_teaches_the_front_end_nothing() -> None:
         assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.video.parameters()) == reached
 
 
-# -- two ears ---------------------------------------------------------------------------------------------------------
-
-
-def test_channels_are_asked_for() -> None:
-    assert TASK.channels_of(tiny_avse(channels=2)) == 2 and TASK.channels_of(tiny_avse()) == 1
-    assert FlowSE().channels_of(None) == 1
-
-
 def test_a_binaural_model_takes_mono_and_the_other_way_round() -> None:
     two, clips = AvInference(tiny_avse(channels=2)), _binaural(6000, 4500)
     both = two.infer([c.noisy for c in clips], None, [c.lips for c in clips])
@@ -171,6 +157,7 @@ def test_a_binaural_model_takes_mono_and_the_other_way_round() -> None:
     np.testing.assert_allclose(heard, doubled.mean(0), atol=1e-6)
     one = AvInference(tiny_avse())
     assert one.infer([ear], None, None)[0].shape == (6000,)
+    assert TASK.channels_of(two.model) == 2 and TASK.channels_of(one.model) == FlowSE().channels_of(None) == 1
     batch = TASK.collate(clips, tiny_avse())
     np.testing.assert_allclose((batch.noisy[0, 0] / batch.gain[0]).numpy(), clips[0].noisy.mean(0), atol=1e-6)
     ears = TASK.collate(clips, two.model)
@@ -187,28 +174,16 @@ def test_outputs_keep_the_level_of_their_inputs(channels: int) -> None:
     np.testing.assert_allclose(0.05 * loud, faint, rtol=1e-3, atol=1e-6)
 
 
-# -- through the stage ------------------------------------------------------------------------------------------------
-
-
-def _write(folder: Path, channels: int, count: int = 6) -> Path:
-    rows = []
-    for i in range(count):
-        c = _binaural(RATE)[0] if channels == 2 else av_clips(RATE, seed=i)[0]
-        noisy, target, lips = (str(folder / name) for name in (f"n{i}.flac", f"c{i}.flac", f"v{i}.npz"))
-        save_audio(noisy, c.noisy, RATE)
-        save_audio(target, c.target, RATE)
-        save_lips(Path(lips), draw_mouth(av_clips(RATE, seed=i)[0].target, RATE, np.random.default_rng(i)))
-        rows.append(Utterance(f"u{i}", noisy, 1.0, RATE, target_filepath=target, lips_filepath=lips))
-    write_manifest(folder / "manifest.jsonl", rows, None)
-    return folder / "manifest.jsonl"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2])
 def test_training_saves_resumes_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
     monkeypatch.setattr(Avse, "valid_metrics", ("si_sdr",))
+    data = write_talkers(tmp_path, 10)
+    for utt in read_manifest(data) if channels == 2 else []:
+        for path in (utt.audio_filepath, utt.target_filepath):
+            save_audio(path, load_audio(path) * np.float32([[1.0], [0.5]]), RATE)
     settings: dict[str, Any] = {"task": "avse", "avse": AvseModel(**TINY, channels=channels), "batch": 2, "warmup": 1}
-    settings |= {"data": str(_write(tmp_path, channels, 10)), "save_every": 1, "valid_every": 0, "valid_items": 2}
+    settings |= {"data": str(data), "save_every": 1, "valid_every": 0, "valid_items": 2}
     settings |= {"device": "cpu", "workers": 0}
     whole = pretrain.run(Pretrain(**settings, steps=2, out=str(tmp_path / "whole")))
     assert {"si_sdr", "si_sdr_shuffled_video"} <= whole.keys()
@@ -228,9 +203,6 @@ def test_settings_that_fit_the_weights_can_be_changed(tmp_path: Path) -> None:
     assert (model.cfg.video_drop, model.cfg.cap_db, model.cfg.filters) == (0.5, 20.0, TINY["filters"])
     with pytest.raises(UserError, match="variant"):
         TASK.build(Pretrain(task="avse", init=str(tmp_path / "m"), avse=AvseModel(variant="avse4")))
-
-
-# -- the video is used ------------------------------------------------------------------------------------------------
 
 
 def _worth_db(model: AvseEnhancer, clips: list[Clip]) -> tuple[float, float, float]:

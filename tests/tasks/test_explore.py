@@ -91,9 +91,6 @@ def test_states_that_rows_share() -> None:
         torch.testing.assert_close(together[2:], one)
 
 
-# -- gains -----------------------------------------------------------------------------------------------------------------
-
-
 def _alive(kernel: GainNoise, site: Site) -> Tensor:
     """Active dimensions whose field does not vanish (the contrast of a one-bin cell has nothing to vary)."""
     _, weight, _, fields = kernel._fields(site)

@@ -164,11 +164,6 @@ def test_the_change_is_that_of_the_outputs(lora: Lora | None) -> None:
     assert float((nearer - change).detach().sum()) == pytest.approx(-1e-3 * float(pull.norm()), rel=0.1)
 
 
-def _ppo(group: int = 1, prompts: int = 4, **more: Any) -> RL:
-    rewards = [RewardSpec(name=LOUD.name, scale="none")]
-    return RL(algo="ppo", group=group, prompts_per_step=prompts, micro_batch=2, rewards=rewards, **more)
-
-
 # louder is better: something that the gains reach at once
 LOUD = Judge("si_sdr", lambda s: float(10 * np.log10(np.square(s.wav).mean() + 1e-9)))
 FORMS: list[dict[str, Any]] = [{"form": "relative"}, {"form": "relative", "kl_in": "loss"}, {"form": "critic"}]
@@ -178,7 +173,9 @@ FORMS: list[dict[str, Any]] = [{"form": "relative"}, {"form": "relative", "kl_in
 @pytest.mark.parametrize("explore", KINDS[:2], ids=["gain", "sde"])
 def test_ppo_trains_a_flow_policy(ppo: dict[str, Any], explore: Exploration) -> None:
     made = policy(explore)
-    config = _ppo(ppo=PPO(**ppo), epochs=2, kl_beta=1e-3, clip_range=0.1, supervised_weight=0.1)
+    how = {"rewards": [RewardSpec(name=LOUD.name, scale="none")], "group": 1, "prompts_per_step": 4, "micro_batch": 2}
+    how |= {"epochs": 2, "kl_beta": 1e-3, "clip_range": 0.1, "supervised_weight": 0.1}
+    config = RL(algo="ppo", ppo=PPO(**ppo), **how)
     algo = get_algorithm(config, made, torch.optim.AdamW(made.parameters(), 1e-3))
     start, batch = [p.detach().clone() for p in made.parameters()], clips(8000, 5001, 8000, 6000)
     rows = []

@@ -54,8 +54,6 @@ LOW = Judge(NAME, lambda s: -float(s.tokens.mean()) if len(s.tokens) else 0.0)
 
 THREES = Likes([float(i == 3) for i in range(V)])  # a soft reward: as much of code 3 as there is
 
-# -- two steps of every algorithm --------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize("kind", ["embedded", "llasa", "cosyvoice2"])
 def test_two_steps_of_grpo(kind: str) -> None:
@@ -103,9 +101,6 @@ def test_grpo_and_diffro_teach_what_is_rewarded() -> None:
             if bool(experience.rollout.finished.any()):
                 made.update(experience, lr=rate)
         assert np.mean(shares[-4:]) > 2 * np.mean(shares[:4]) + 0.05, (algo, shares)
-
-
-# -- rollouts ----------------------------------------------------------------------------------------------------------------
 
 
 def test_rows_that_never_stop_are_not_finished() -> None:
@@ -236,9 +231,6 @@ def test_the_prompt_is_the_rows_own_and_encoded_once(tmp_path: Path) -> None:
     assert made.samples[0].target is voices[0] and made.samples[6].target is None
 
 
-# -- relaxed -----------------------------------------------------------------------------------------------------------------
-
-
 def test_relaxed_hard_rows_are_the_rollout_without_its_stop() -> None:
     p = policy(sampling=Sampling(max_new_tokens=20))
     made = p.rollout(CLIPS, group=4, seed=2)
@@ -298,9 +290,6 @@ def test_free_running_rows_end_where_their_stop_wins() -> None:
     assert any(x.grad is not None and float(x.grad.abs().max()) > 0 for x in head.parameters())
 
 
-# -- the control -------------------------------------------------------------------------------------------------------------
-
-
 def test_the_supervised_loss_is_the_recordings_cross_entropy_and_falls() -> None:
     p = policy(lora=None, policy_weight=0.0, supervised_weight=1.0)
     assert isinstance(p, SupervisedPolicy)
@@ -322,12 +311,6 @@ def test_moments_and_what_wins() -> None:
     logits = torch.tensor([0.0, 1.0, -1.0, 0.5]).expand(1, 20000, 4)
     won = (logits + noise).argmax(-1)[0].bincount(minlength=4) / 20000
     torch.testing.assert_close(won, logits[0, 0].softmax(-1), atol=0.012, rtol=0)
-
-
-def test_a_row_does_not_see_its_batch() -> None:
-    alone, among = gumbel_noise([3], 5, [7]), gumbel_noise([9, 3], 5, [1, 7])
-    assert torch.equal(alone[0], among[1, :3]) and torch.equal(among[1, 3:], torch.zeros(6, 5))
-    assert not torch.equal(alone, gumbel_noise([3], 5, [8]))
 
 
 def test_noise_given_a_winner_lets_it_win_and_has_the_law_of_noise() -> None:

@@ -37,9 +37,7 @@ def clip(key: str, text: str | None, **columns: Any) -> Clip:
 TEXTS = ["one two", "three", "two one three", "one one", "three two", "two"]
 
 
-class Silent:
-    def score(self, samples: Any) -> dict[str, Any]:
-        return {}
+SILENT = SimpleNamespace(score=lambda samples: {})
 
 
 def small_codec(folder: Path) -> str:
@@ -92,9 +90,9 @@ def test_a_small_run_learns_to_speak_and_to_stop(tmp_path: Path) -> None:
     for p in lm.net.parameters():
         p.data /= 3.0
     clips = [clip(f"{i}", text) for i, text in enumerate(TEXTS)]
-    before = task.validate(lm, clips, SimpleNamespace(path=tmp_path), 0, Silent())
+    before = task.validate(lm, clips, SimpleNamespace(path=tmp_path), 0, SILENT)
     fit(lm, lambda _: task.pretrain_loss(lm, task.collate(clips, lm), cfg), 70, 1e-2, torch.optim.AdamW)
-    after = task.validate(lm, clips, SimpleNamespace(path=tmp_path), 70, Silent())
+    after = task.validate(lm, clips, SimpleNamespace(path=tmp_path), 70, SILENT)
     assert after["nll"] < 0.3 < 2.0 < before["nll"] and after["stopped"].mean == 1.0
     assert after["length_ratio"].mean == pytest.approx(1.0, abs=0.2)
     spoken = task.synthesise(lm, clips, sampling=Sampling(temperature=0.2))
@@ -127,16 +125,11 @@ def test_settings_beside_init(tmp_path: Path) -> None:
         task.build(Pretrain(**given, tts={"dim": 32}))
 
 
-def deaf(wavs: list[np.ndarray], sample_rate: int) -> list[str]:
-    """Hears nothing."""
-    return [""] * len(wavs)
-
-
 def test_the_stage_trains_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rlspeech.stages.pretrain import run
 
     assert Tts.valid_metrics == ("tts_cer",)  # of the embedded recogniser, which has better things to do here
-    monkeypatch.setattr(Tts, "valid_metrics", ("tts_cer[recogniser=test_tts_task:deaf]",))
+    monkeypatch.setattr(Tts, "valid_metrics", ("tts_cer[recogniser=reward_plugins:deaf]",))
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     codec = small_codec(tmp_path)
@@ -148,7 +141,7 @@ def test_the_stage_trains_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.
     made = run(Pretrain(**cfg, steps=4, max_minutes=1e-6))
     again = run(Pretrain(**cfg, steps=4))
     assert made["step"] == 1 and again["step"] == 4 and np.isfinite(again["nll"])
-    assert again["tts_cer[recogniser=test_tts_task:deaf]"] == 1.0  # an empty transcript is all wrong
+    assert again["tts_cer[recogniser=reward_plugins:deaf]"] == 1.0  # an empty transcript is all wrong
     lm, about = Tts().load(again["run"])
     assert lm.codec.size == lm.size == 6 and about["facts"]["steps"] == 4
 
