@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 import typer
-import typer.testing
 from pydantic import BaseModel
+from tiny_cli import RUN
 
 from rlspeech.cli import PANELS, app
 from rlspeech.cli.common import Group, load
@@ -25,7 +25,6 @@ from rlspeech.plugins import SCHEMAS
 from rlspeech.schema import model
 from rlspeech.settings import preset_names
 
-RUN = typer.testing.CliRunner()
 ROOT: Any = typer.main.get_command(app)
 
 

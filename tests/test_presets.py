@@ -7,17 +7,16 @@ import re
 import shlex
 
 import pytest
-from pydantic import BaseModel
 from tiny_cli import RUN, called
 
 from rlspeech.cli import app
-from rlspeech.config import RL, Evaluate, FlowModel, Lora, Pretrain, ScoreFolder
+from rlspeech.config import RL, FlowModel, Lora, Pretrain
 from rlspeech.settings import preset_names, preset_path, preset_stage, resolve, stage_of
 from rlspeech.types import UserError
 from tests.test_cli import Stages
 from tests.test_cli import stages as stages
+from tests.test_settings import SCHEMAS
 
-SCHEMAS: dict[str, type[BaseModel]] = {"rl": RL, "pretrain": Pretrain, "eval": Evaluate, "reward": ScoreFolder}
 PAPERS = {  # paper -> its systems and the baselines that it is held against
     "2601.16483": {"flowse-paper", "flowse-grpo", "flowse-grpo-dnsmos-only"},
     "2603.13952": {"avse-paper", "avse-lr", "avse-dnsmos", "avse-sisnr", "avse-lr-no-sisnr", "avse-lr-shuffled"},

@@ -166,27 +166,25 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "r").exists()
 
 
-HOLD = """
+START = """
 import os, sys, time
 sys.path[:0] = [{here!r}, {here!r} + "/tiny"]
 from test_run import Config
 from rlspeech.run import Run
 run = Run.create({path!r}, "rl", Config())
-print(os.getpid(), flush=True)
-time.sleep(60)
 """
 
 
 def script(folder: Path, code: str) -> subprocess.Popen[str]:
-    """Start a script that says its process's number first; ``path`` in it is a folder."""
+    """Start a script with a run of its own in the folder ``run``, which says its process's number first."""
     env = warm.environment(folder)
-    (folder / "script.py").write_text(code.format(here=str(Path(__file__).parent), path=str(folder / "run")))
+    (folder / "script.py").write_text((START + code).format(here=str(Path(__file__).parent), path=str(folder / "run")))
     call = ["python", str(folder / "script.py")]
     return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def test_second_process_is_told_the_pid_and_a_dead_lock_is_taken_over(tmp_path: Path) -> None:
-    with script(tmp_path, HOLD) as other:
+    with script(tmp_path, "print(os.getpid(), flush=True)\ntime.sleep(60)\n") as other:
         assert other.stdout is not None
         pid = int(other.stdout.readline())
         with pytest.raises(UserError, match=f"(?s)in use.*why: .*{pid}"):
@@ -294,12 +292,7 @@ def test_full_disk_is_said_and_costs_nothing(tmp_path: Path) -> None:
 
 
 KILL = """
-import os, sys
-sys.path[:0] = [{here!r}, {here!r} + "/tiny"]
 import torch
-from test_run import Config
-from rlspeech.run import Run
-run = Run.create({path!r}, "rl", Config())
 found = run.latest()
 step = found[1]["step"] if found else 0
 if found:

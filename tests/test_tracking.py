@@ -163,18 +163,11 @@ def test_wandb_offline_writes_here_and_nowhere_else(tmp_path: Path, monkeypatch:
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 
-def _events(folder: Path) -> Any:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"audio": 0, "scalars": 0, "tensors": 0})
-    events.Reload()
-    return events
-
-
 @pytest.mark.slow  # its import takes seconds
 def test_tensorboard_gets_the_same_and_forgets_what_is_done_again(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     import torch
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with Run.create(tmp_path / "run", "rl", Small(tracker=["tensorboard"])) as run:
         samples(run.path)
@@ -184,7 +177,9 @@ def test_tensorboard_gets_the_same_and_forgets_what_is_done_again(tmp_path: Path
         run.log(2, reward=99.0)  # behind the checkpoint: done again below
     with Run.create(tmp_path / "run", "rl", Small(tracker=["tensorboard"])) as run:
         run.log(2, reward=0.5)
-    events = _events(tmp_path / "run" / "tensorboard")
+    sizes = {"audio": 0, "scalars": 0, "tensors": 0}
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance=sizes)
+    events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("reward")] == [(1, 0.25), (2, 0.5)]
     assert events.Tags()["audio"] == SOUNDS
     (clip,) = events.Audio("samples/clip0/output")

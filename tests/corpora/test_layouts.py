@@ -274,23 +274,17 @@ def test_bad_lists_are_refused(tmp_path: Path, name: str, content: str) -> None:
         find(Folder, tmp_path / "audio", text=str(tmp_path / name))
 
 
-def kaldi(folder: Path, **files: str) -> Path:
-    folder.mkdir(parents=True)
-    for name, content in files.items():
-        (folder / name.replace("_", ".", name == "wav_scp")).write_text(content)
-    return folder
-
-
 def test_kaldi_segments(tmp_path: Path) -> None:
-    touch(tmp_path, "wavs/r1.flac")
-    kaldi(
-        tmp_path / "data" / "train",
-        wav_scp=f"r1 {tmp_path}/wavs/r1.flac\n",
-        text="u1 hello there\nu2\nu5 x\nu6 x\nu3 a\n",
-        segments="u1 r1 0.5 1.75\nu2 r1 2 -1\nu3 r9 0 1\nu4 r1 3 4\nu5 r1 4 3\nu6 r1 soon\n",
-        utt2spk="u1 anna\n",
-        utt2lang="u1 de\n",
-    )
+    files = {
+        "wav.scp": f"r1 {tmp_path}/wavs/r1.flac\n",
+        "text": "u1 hello there\nu2\nu5 x\nu6 x\nu3 a\n",
+        "segments": "u1 r1 0.5 1.75\nu2 r1 2 -1\nu3 r9 0 1\nu4 r1 3 4\nu5 r1 4 3\nu6 r1 soon\n",
+        "utt2spk": "u1 anna\n",
+        "utt2lang": "u1 de\n",
+    }
+    touch(tmp_path, "wavs/r1.flac", *(f"data/train/{name}" for name in files))
+    for name, content in files.items():
+        (tmp_path / "data" / "train" / name).write_text(content)
     rows = find(Kaldi, tmp_path / "data")
     said, bad = texts(rows), {"u3": "recording not in wav.scp", "u4": "no transcript", "u6": "bad line in segments"}
     assert said == {"u1": "hello there", "u2": "", "u5": "segment ends before it begins"} | bad

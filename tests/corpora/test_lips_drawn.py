@@ -92,15 +92,11 @@ def test_the_same_chances_draw_the_same_frames(speech: list[np.ndarray]) -> None
     np.testing.assert_allclose(louder, first, atol=2)  # how loud the recording is does not show
 
 
-def _rows(folder: Path) -> list[Utterance]:
-    for i in range(2):
-        sound(folder / f"s{i}.flac", i)
-    (folder / "empty.flac").touch()
-    return [Utterance(name, str(folder / f"{name}.flac"), 1.0, RATE) for name in ("s0", "s1", "empty", "gone")]
-
-
 def test_all_are_drawn_once_and_bad_ones_are_reported(tmp_path: Path) -> None:
-    rows = _rows(tmp_path)
+    for i in range(2):
+        sound(tmp_path / f"s{i}.flac", i)
+    (tmp_path / "empty.flac").touch()
+    rows = [Utterance(name, str(tmp_path / f"{name}.flac"), 1.0, RATE) for name in ("s0", "s1", "empty", "gone")]
     kept, dropped = draw_all(rows, tmp_path / "out", workers=0)
     assert [u.id for u in kept] == ["s0", "s1"]
     assert all(u.extra == {"face_rate": 1.0, "video": "drawn"} for u in kept)
