@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -61,6 +62,13 @@ def folder_of(variable: str) -> Path:
 def realdata() -> Path:
     """Folder with real recordings; the tests that ask for it carry the marker ``realdata``."""
     return folder_of("RLSPEECH_REALDATA")
+
+
+@pytest.fixture(scope="session")
+def real_rows(realdata: Path) -> list[dict[str, object]]:
+    """Rows of its manifest, with absolute paths under ``path``."""
+    rows = map(json.loads, (realdata / "manifest.jsonl").open())
+    return [{**r, "path": str(realdata / r["audio"])} for r in rows]
 
 
 @pytest.fixture(scope="session")

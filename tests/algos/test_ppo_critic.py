@@ -44,15 +44,12 @@ def test_what_cannot_be_known_is_not_explained() -> None:
     assert np.mean([r["explained_variance"] for r in rows[-5:]]) < 0.2
 
 
+WAYS = [(1, {}, {}), (3, {"gae_lambda": 0.95}, {}), (3, {"kl_in": "loss"}, {"kl_beta": 1e-3})]
+WAYS += [(3, {"gae_lambda": 0.9, "discount": 0.99, "whiten": True, "value_clip": 0.2}, {"epochs": 2})]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("steps", "ppo", "changes"),
-    [
-        *((1, {}, {}), (3, {"gae_lambda": 0.95}, {}), (3, {"kl_in": "loss"}, {"kl_beta": 1e-3})),
-        (3, {"gae_lambda": 0.9, "discount": 0.99, "whiten": True, "value_clip": 0.2}, {"epochs": 2}),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("steps", "ppo", "changes"), WAYS, ids=str)
 def test_many_decisions_climb(steps: int, ppo: dict[str, Any], changes: dict[str, Any]) -> None:
     """The reward hangs on the mean of the actions; every decision is to blame alike."""
     policy = Toy(steps=steps)

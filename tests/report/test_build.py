@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from tiny_cli import rows_of
 from tiny_runs import EVIL, eval_run, manifest, pretrain_run, reward_run, rl_run, summarised, texts_run, write_rows
 
+from rlspeech import log
 from rlspeech.report import ReportData, build
 from rlspeech.report.build import compared, print_table, write_page
 from rlspeech.report.runs import RunRecord, open_runs
@@ -20,7 +22,6 @@ KINDS = ("rl", "pretrain", "enhancement", "recognition", "synthesis", "reward")
 
 
 def run_of(kind: str, folder: Path) -> Path:
-    """A whole run of a kind."""
     run, data = folder / "run", manifest(folder / "data", 4, place="home", snr_db=5.0)
     texts = {"base": ["say 0", "sa 1", "say 2", "say"], "m": ["say 0", "say 1", "", "say three"]}
     if kind == "rl":
@@ -209,6 +210,11 @@ def test_a_torn_run_is_shown_with_what_it_has(tmp_path: Path, torn: str, kind: s
     silent = {("samples", "rl"), ("samples", "pretrain"), ("scores.meta.json", "reward")}
     assert bool(data.clips) == ((torn, kind) not in silent)
     print_table(made)
+    if kind == "rl":  # beside a whole one
+        both = compared([opened(rl_run(tmp_path / "whole")), opened(tmp_path / "run")])
+        assert both.means["run"] and build.build(both, 2).plots
+        json.dumps(log.plain(both.as_dict()), allow_nan=False)
+        print_table(both)
 
 
 def test_numbers_of_another_version_are_left_for_those_of_the_rows(tmp_path: Path) -> None:
@@ -262,10 +268,7 @@ def test_strings_of_a_run_never_become_markup(tmp_path: Path, kind: str) -> None
 def test_a_page_that_fails_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(*_: object) -> None:
-        raise ValueError("no ink")
-
     path = rl_run(tmp_path / "run", count=2)
-    monkeypatch.setattr(build, "render_report", broken)
+    monkeypatch.setattr(build, "render_report", Mock(side_effect=ValueError("no ink")))
     assert write_page(path) is None and write_page(tmp_path / "nowhere") is None
     assert "no ink" in (said := capsys.readouterr().err) and f"rlspeech report {path}" in said

@@ -31,8 +31,11 @@ def test_perfect_reversed_and_blind_rewards():
         upside_down=lambda u, w, k, r: k,
         blind=lambda u, w, k, r: r.standard_normal(),
         flat=lambda u, w, k, r: 3.0,
+        voice=lambda u, w, k, r: 100 * u - k,  # counts a hundred times as much as the degradation
+        by_way=lambda u, w, k, r: -k if w == "noise" else k,
     )
-    found = calibrate(rows, {"good": True, "error": False, "upside_down": True, "blind": True, "flat": True})
+    names = ("good", "error", "upside_down", "blind", "flat", "voice", "by_way")
+    found = calibrate(rows, {name: name != "error" for name in names})
     r = found["rewards"]
     assert (found["n"], found["ladders"], found["utterances"]) == (60, 12, 6)
     assert [r["good"][k]["value"] for k in ("within", "pooled")] == pytest.approx([1, 1])
@@ -42,8 +45,12 @@ def test_perfect_reversed_and_blind_rewards():
     assert r["blind"]["pooled"]["lo"] < 0 < r["blind"]["pooled"]["hi"] and abs(r["blind"]["within"]["value"]) < 0.5
     assert r["flat"]["within"]["value"] is None and r["flat"]["pooled"]["value"] is None
     assert r["flat"]["within"]["undefined"] == 12
+    assert r["voice"]["within"]["value"] == pytest.approx(1) and r["voice"]["pooled"]["value"] < 0.3
+    ways = r["by_way"]["ladder"]
+    assert (ways["noise"]["value"], ways["clipping"]["value"]) == (pytest.approx(1), pytest.approx(-1))
+    assert r["by_way"]["within"]["value"] == pytest.approx(0, abs=1e-9)
     pairs = {(p["a"], p["b"]): p["value"] for p in found["between"]}
-    assert len(pairs) == 10 and pairs["good", "error"] == pytest.approx(1) and pairs["good", "flat"] is None
+    assert len(pairs) == 21 and pairs["good", "error"] == pytest.approx(1) and pairs["good", "flat"] is None
     json.dumps(found, allow_nan=False)
 
 
@@ -62,19 +69,6 @@ def test_numbers_are_scipys():
         groups.setdefault((row["clean_id"], row["ladder"]), []).append(row)
     within = [spearmanr([r["a"] for r in group], [-r["rung"] for r in group])[0] for group in groups.values()]
     assert found["rewards"]["a"]["within"]["value"] == pytest.approx(np.mean(within))
-
-
-def test_within_forgives_what_pooled_does_not():
-    rows = ladder_rows(x=lambda u, w, k, r: 100 * u - k)  # the voice counts a hundred times as much as the degradation
-    r = calibrate(rows, {"x": True})["rewards"]["x"]
-    assert r["within"]["value"] == pytest.approx(1) and r["pooled"]["value"] < 0.3
-
-
-def test_ways_of_degrading_are_separate():
-    rows = ladder_rows(x=lambda u, w, k, r: -k if w == "noise" else k)
-    r = calibrate(rows, {"x": True})["rewards"]["x"]
-    assert r["ladder"]["noise"]["value"] == pytest.approx(1) and r["ladder"]["clipping"]["value"] == pytest.approx(-1)
-    assert r["within"]["value"] == pytest.approx(0, abs=1e-9)
 
 
 def test_intervals_hold_utterances_together():

@@ -19,8 +19,9 @@ def _rows(scale: float = 1.0) -> list[dict[str, object]]:
     for step in (0, 5, 10):
         middle, alone = scale * step, Interval(3.0 + step, math.nan, math.nan, 1)
         found = {"a": Interval(middle, middle - 1, middle + 1, 8), "g": alone}
-        odd = {"constant": 1.0, "time": step, "odd": "x", "flag": True}
-        rows.append({"step": step, "kl": 0.1 * step, "seconds/update": 1.0 + step, **odd})
+        odd = {"constant": 1.0, "time": step, "odd": "x", "flag": True, "none": math.nan}
+        said = dict.fromkeys(("reward", "lr", "seconds/update", "memory_mb/update"), 1.0 + step)
+        rows.append({"step": step, "kl": 0.1 * step, **said, **odd})
         rows.append({"step": step, **interval_columns("valid", found), **interval_columns("delta", found)})
     return rows
 
@@ -33,7 +34,10 @@ def test_intervals_roles_and_starts() -> None:
     (line,) = plots["valid/a"].lines
     assert list(line.steps) == [0, 5, 10] and list(line.lo or ()) == [-1, 4, 9] and list(line.hi or ()) == [1, 6, 11]
     assert plots["valid/g"].lines[0].lo is None and plots["valid/g"].start == 3.0 and plots["kl"].start is None
-    assert not {"constant", "time", "odd", "flag", "valid/a_lo"} & set(plots)
+    assert not {"constant", "time", "odd", "flag", "none", "valid/a_lo"} & set(plots)
+    kinds = dict.fromkeys(("valid/a", "valid/g", "reward"), "reward") | {"kl": "train", "lr": "train"}
+    kinds |= {"seconds/update": "cost", "memory_mb/update": "cost"}
+    assert {p.title: p.kind for p in figures.from_rows({"one": _rows()})} == kinds
 
 
 def test_runs_share_a_plot_and_a_start_only_where_it_is_the_same() -> None:
@@ -53,7 +57,11 @@ def test_histograms_count_every_value(count: int) -> None:
 
 
 def test_nothing_to_draw() -> None:
-    assert plots_of({}, {}) == [] and plots_of({"a": []}, {}) == [] and spreads_of({"m": {"s": [1.0, None]}}) == []
+    assert (
+        plots_of({}, {}) == []
+        and plots_of({"a": [], "b": _rows()[:2]}, {}) == []
+        and spreads_of({"m": {"s": [1.0, None]}}) == []
+    )
     assert spreads_of({"m": {"s": [2.0, 2.0, 2.0]}})[0].lines[0].mean  # a constant has a bin too
 
 

@@ -164,29 +164,12 @@ def _svg(*lines: Line) -> str:
     return str(group.drawings[0].svg)
 
 
-def test_rows_become_plots_and_what_says_nothing_does_not() -> None:
-    plots = [p for p in _data().plots if p.kind != "guard"]
-    assert [p.title for p in plots] == [EVIL] and plots[0].lines[0].steps == list(range(80))
-    assert figures.from_rows({"r": [], "s": [{"step": 1, "a": 1.0}]}) == []
-
-
 def test_bad_rows_are_left_out() -> None:
     bad: list = [{"a": 1.0}, {"step": NAN, "a": 1.0}, {"step": "x", "a": 1.0}, None, "torn"]
     rows = [{"step": 2, "a": 5.0}, *bad, {"step": 1, "a": 1.0, "b": None}, {"step": 2, "a": 2.0}]
     (plot,) = figures.from_rows({"r": rows})
     # in order, and a step run again counts once
     assert plot.lines[0].steps == [1, 2] and plot.lines[0].mean == [1.0, 2.0]
-
-
-def test_columns_are_sorted_into_groups_with_their_bands() -> None:
-    names = ("valid/x", "delta/x", "reward", "lr", "seconds/update", "memory_mb/update")
-    rows = [{"step": i, "valid/x_lo": i - 1.0, "valid/x_hi": i + 1.0, **dict.fromkeys(names, i)} for i in range(4)]
-    plots = {p.title: p for p in figures.from_rows({"a": rows, "b": rows[:2]})}
-    kinds = {"valid/x": "reward", "reward": "reward", "lr": "train"}
-    kinds |= {"seconds/update": "cost", "memory_mb/update": "cost"}
-    assert {t: p.kind for t, p in plots.items()} == kinds
-    assert [line.run for line in plots["valid/x"].lines] == ["a", "b"]
-    assert plots["valid/x"].lines[0].hi == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_a_drawing_holds_numbers_only_and_follows_the_style_sheet() -> None:

@@ -33,7 +33,7 @@ def test_what_is_no_run_folder_is_refused_with_what_may_be_meant(tmp_path: Path)
             open_runs([str(tmp_path / path)])
         assert words in str(error.value), str(error.value)
     with pytest.raises(UserError, match="twice"):
-        open_runs([str(run), f"other={run}"])
+        open_runs([str(run), f"other={run}/"])
 
 
 def test_names_differ(tmp_path: Path) -> None:

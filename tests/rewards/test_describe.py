@@ -37,22 +37,14 @@ def test_no_answer_has_a_reason(raw):
     assert said.text is None and said.error
 
 
-REFUSALS = [
-    "I'm sorry, but I cannot assess audio.",
-    "I cannot hear the audio you mention.",
-    "Please provide the audio file.",
-]
-REFUSALS += [
-    "As an AI language model, I am unable to listen to recordings.",
-    "Unfortunately I can’t help with that request.",
-]
+REFUSALS = ["I'm sorry, but I cannot assess audio.", "I cannot hear the audio you mention."]
+REFUSALS += ["Please provide the audio file.", "Unfortunately I can’t help with that request."]
+REFUSALS += ["As an AI language model, I am unable to listen to recordings."]
 REFUSALS += ["No audio was provided, so there is nothing to rate.", "I do not have the ability to process sound."]
 ANSWERS = ["The speech is clear; I cannot hear any noise.", "Unfortunately the recording is very noisy.", "4/5", "差"]
 ANSWERS += ["A listener can't understand the words.", "The speaker says: sorry, we are closed."]
-ANSWERS += [
-    "It is hard to follow; words cannot be made out.",
-    "Sorry to say, this sounds terrible: muffled and distorted.",
-]
+ANSWERS += ["It is hard to follow; words cannot be made out."]
+ANSWERS += ["Sorry to say, this sounds terrible: muffled and distorted."]
 
 
 @pytest.mark.parametrize("raw", [*REFUSALS, *ANSWERS])

@@ -243,14 +243,7 @@ def test_the_only_model_is_found():
             assert option in str(error.value)
 
 
-URLS = [
-    "http://user:pw@host/v1",
-    "http://[::1/v1",
-    "http://host:x/v1",
-    "http://host/v1?key=abc",
-    "http:///v1",
-    "https://",
-]
+URLS = "http://user:pw@host/v1 http://[::1/v1 http://host:x/v1 http://host/v1?key=abc http:///v1 https://".split()
 MISTAKES = [{"audio": "mp3"}, {"concurrency": 0}, {"timeout_s": 0.0}, {"retries": -1}, *({"url": url} for url in URLS)]
 
 

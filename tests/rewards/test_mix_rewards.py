@@ -87,9 +87,8 @@ def test_a_weightless_or_constant_reward_adds_nothing_and_never_divides_by_zero(
     assert np.isfinite(out.reward).all()
     for how, scale in WAYS:
         if scale != "none":
-            out = mixed(
-                {"estoi": constant, "stoi": B}, specs(("estoi", 5.0, {"scale": scale}), ("stoi", 1.0, {})), how=how
-            )
+            rows = specs(("estoi", 5.0, {"scale": scale}), ("stoi", 1.0, {}))
+            out = mixed({"estoi": constant, "stoi": B}, rows, how=how)
             assert np.allclose(out.parts[:, 0], 0) and np.isfinite(out.reward).all()
 
 
@@ -159,11 +158,8 @@ def test_a_hallucination_adds_or_is_the_whole_verdict():
 
 
 def test_the_lowest_of_several_verdicts_counts_and_one_without_weight_does_not():
-    scores = {
-        "estoi": np.array([-1.0, -1.0, 1.0, np.nan]),
-        "stoi": np.array([-2.0, -0.1, 0.0, -1.0]),
-        "lsd": np.full(4, 9.0),
-    }
+    verdicts = {"estoi": np.array([-1.0, -1.0, 1.0, np.nan]), "stoi": np.array([-2.0, -0.1, 0.0, -1.0])}
+    scores = verdicts | {"lsd": np.full(4, 9.0)}
     over = {"mode": "override", "scale": "none"}
     rows = specs(("estoi", 1.0, over), ("stoi", 1.0, over), ("lsd", 1.0, {"scale": "none"}))
     np.testing.assert_allclose(mixed(scores, rows, np.zeros(4)).reward, [-2.0, -1.0, -8.0, -1.0])

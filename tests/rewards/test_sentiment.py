@@ -102,12 +102,8 @@ def test_folders_that_are_no_classifiers(tmp_path):
 
 
 THERE = {"4/5": 4, "4 / 5": 4, "3.5/5": 3.5, "3,5 / 5": 3.5, "4": 4, "**4**": 4, "Rating: 4": 4, "score: 4 out of 5": 4}
-THERE |= {
-    "overall quality: 3.5 / 5": 3.5,
-    "Overall: 2": 2,
-    "I would rate this 3 out of 5.": 3,
-    "The overall score is 4.": 4,
-}
+THERE |= {"overall quality: 3.5 / 5": 3.5, "Overall: 2": 2}
+THERE |= {"I would rate this 3 out of 5.": 3, "The overall score is 4.": 4}
 THERE |= {"4 stars": 4, "MOS: 2.8": 2.8, "4 stars out of 5": 4, "Noise 2/5, distortion 4/5, overall quality 3/5.": 3}
 THERE |= {"It sounds fine. 4/5 overall.": 4, "Final rating: **2/5**": 2, "<think>maybe 2/5</think>4/5": 4}
 OWN = "<think>intelligibility 4/5, distortion 2/5, overall quality 3/5</think> The speech is acceptable."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from reward_signals import NOTHING, sample, scored
+from tiny_cli import rows_of
+from tiny_runs import write_rows
 
 from rlspeech.rewards.base import resolve
 from rlspeech.rewards.scorer import Scorer
@@ -31,22 +32,22 @@ def scores(name: str, given: list[Sample]) -> list[float | None]:
 
 
 def test_a_function_of_trls_is_a_reward() -> None:
-    assert resolve("trl_plugins:longer").entry.needs == {"hypothesis"}
-    assert scores("trl_plugins:longer", samples()) == [7.0, 13.0, 0.0, 7.0]
-    assert scores("trl_plugins:slow", samples()) == [1.0] * 4
-    assert scores("trl_plugins:messages[conversational=true]", samples()) == [7.0, 13.0, 0.0, 7.0]
+    assert resolve("reward_plugins:longer").entry.needs == {"hypothesis"}
+    assert scores("reward_plugins:longer", samples()) == [7.0, 13.0, 0.0, 7.0]
+    assert scores("reward_plugins:slow", samples()) == [1.0] * 4
+    assert scores("reward_plugins:messages[conversational=true]", samples()) == [7.0, 13.0, 0.0, 7.0]
     topic, prompt = ["digits", "x", "x", "other"], ["say digits", None, None, None]
-    assert scores("trl_plugins:matches", samples(topic=topic, prompt=prompt)) == [1.0, 0.0, 0.0, None]
+    assert scores("reward_plugins:matches", samples(topic=topic, prompt=prompt)) == [1.0, 0.0, 0.0, None]
 
 
 def test_a_row_without_a_transcript_is_not_asked_about_and_a_column_that_is_not_there_is_said() -> None:
     mixed = samples()
     mixed[1].hypothesis = None
-    found = scored(mixed, "trl_plugins:longer")["trl_plugins:longer"]
+    found = scored(mixed, "reward_plugins:longer")["reward_plugins:longer"]
     assert [s.value for s in found] == [7.0, None, 0.0, 7.0] and found[1].error == "no hypothesis"
-    with Scorer(["trl_plugins:misses"], workers=0) as scorer:
+    with Scorer(["reward_plugins:misses"], workers=0) as scorer:
         scorer.dry_run()
-        (first, *_) = scorer.score(samples())["trl_plugins:misses"]
+        (first, *_) = scorer.score(samples())["reward_plugins:misses"]
     assert first.value is None and "solution" in str(first.error)
     with pytest.raises(UserError, match="messages"):
         UserReward("reward_plugins:loudness", conversational=True)
@@ -87,7 +88,7 @@ def test_columns_reach_the_reward_and_nulls_come_back() -> None:
     found = asked(as_trl_reward("asr_keywords"), ["turn on", "turn off"], text=texts, keywords=keywords)
     assert found == [1.0, None], "no keywords, nothing to judge"
     assert asked(as_trl_reward("asr_accuracy"), ["a", "b"], text=["a", None]) == [1.0, None]
-    assert asked(as_trl_reward("trl_plugins:messages[conversational=true]"), ["abc"], text=["x"]) == [3.0]
+    assert asked(as_trl_reward("reward_plugins:messages[conversational=true]"), ["abc"], text=["x"]) == [3.0]
     told: list[tuple[str, float]] = []
     as_trl_reward("asr_accuracy")(completions=["a", "b"], text=["a", None], log_metric=lambda *x: told.append(x))
     assert told == [("asr_accuracy/unscorable", 0.5)]
@@ -154,8 +155,8 @@ def test_saved_transcripts_are_judged_without_their_audio(tmp_path: Path) -> Non
     from rlspeech.stages import reward
 
     rows = [{"id": f"u{i}", "text": t, "hypothesis": s} for i, (t, s) in enumerate(zip(TEXTS, SAID, strict=True))]
-    (tmp_path / "said.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    reward.run(ScoreFolder(rewards=["trl_plugins:longer", "asr_exact"], out=str(tmp_path)), tmp_path / "said.jsonl")
-    found = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
-    assert [r["trl_plugins:longer"] for r in found] == [7.0, 13.0, 0.0, 7.0]
+    write_rows(tmp_path / "said.jsonl", rows)
+    reward.run(ScoreFolder(rewards=["reward_plugins:longer", "asr_exact"], out=str(tmp_path)), tmp_path / "said.jsonl")
+    found = rows_of(tmp_path / "scores.jsonl")
+    assert [r["reward_plugins:longer"] for r in found] == [7.0, 13.0, 0.0, 7.0]
     assert [r["asr_exact"] for r in found] == [1.0, 0.0, 0.0, 0.0]

@@ -11,8 +11,7 @@ import tiny_recognisers
 import tiny_speech
 import torch
 from safetensors.torch import load_file
-from tiny_avse import write_talkers
-from tiny_avse_task import tiny_avse
+from tiny_avse import tiny_avse, write_talkers
 from tiny_speech import SMALL_RL
 from tiny_tts import write_tts
 

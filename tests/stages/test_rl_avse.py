@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_avse import write_talkers
-from tiny_avse_task import av_clips, tiny_avse
+from tiny_avse import av_clips, tiny_avse, write_talkers
 from tiny_speech import SMALL_RL, assert_same, interrupted, read_rows, state_at
 
 from rlspeech.config import PPO, RL, Exploration, GuardSpec, Lora, RewardSpec

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_avse_task import av_clips, av_policy, tiny_avse
+from tiny_avse import av_clips, av_policy, tiny_avse
 from tiny_flow import disturb
 from torch.distributions import Normal, kl_divergence
 

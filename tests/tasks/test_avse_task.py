@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_avse import write_talkers
-from tiny_avse_task import RATE, TINY, av_clips, tiny_avse
+from tiny_avse import CROPPED, RATE, av_clips, tiny_avse, write_talkers
 from training import fit
 
 from rlspeech.config import AvseModel, Pretrain
@@ -31,7 +30,7 @@ TASK = Avse()
 
 
 def _config(**changes: Any) -> Pretrain:
-    return Pretrain(task="avse", avse=AvseModel(**TINY), **changes)
+    return Pretrain(task="avse", avse=AvseModel(**CROPPED), **changes)
 
 
 def _binaural(*samples: int) -> list[Clip]:
@@ -182,7 +181,12 @@ def test_training_saves_resumes_and_loads(tmp_path: Path, monkeypatch: pytest.Mo
     for utt in read_manifest(data) if channels == 2 else []:
         for path in (utt.audio_filepath, utt.target_filepath):
             save_audio(path, load_audio(path) * np.float32([[1.0], [0.5]]), RATE)
-    settings: dict[str, Any] = {"task": "avse", "avse": AvseModel(**TINY, channels=channels), "batch": 2, "warmup": 1}
+    settings: dict[str, Any] = {
+        "task": "avse",
+        "avse": AvseModel(**CROPPED, channels=channels),
+        "batch": 2,
+        "warmup": 1,
+    }
     settings |= {"data": str(data), "save_every": 1, "valid_every": 0, "valid_items": 2}
     settings |= {"device": "cpu", "workers": 0}
     whole = pretrain.run(Pretrain(**settings, steps=2, out=str(tmp_path / "whole")))
@@ -200,7 +204,7 @@ def test_training_saves_resumes_and_loads(tmp_path: Path, monkeypatch: pytest.Mo
 def test_settings_that_fit_the_weights_can_be_changed(tmp_path: Path) -> None:
     TASK.save(tmp_path / "m", tiny_avse(), facts={})
     model = TASK.build(Pretrain(task="avse", init=str(tmp_path / "m"), avse=AvseModel(video_drop=0.5, cap_db=20.0)))
-    assert (model.cfg.video_drop, model.cfg.cap_db, model.cfg.filters) == (0.5, 20.0, TINY["filters"])
+    assert (model.cfg.video_drop, model.cfg.cap_db, model.cfg.filters) == (0.5, 20.0, CROPPED["filters"])
     with pytest.raises(UserError, match="variant"):
         TASK.build(Pretrain(task="avse", init=str(tmp_path / "m"), avse=AvseModel(variant="avse4")))
 
@@ -239,7 +243,7 @@ def test_the_mouth_tells_who_is_meant() -> None:
     sound = {"filters": 32, "kernel": 64, "stride": 32, "bottleneck": 24, "hidden": 32}
     video = {"video_crop": 64, "video_stem": 4, "video_channels": [8], "visual_blocks": 0, "video_drop": 0.0}
     torch.manual_seed(0)
-    cfg = AvseModel(**{**TINY, **sound, **video, "video_mean": 0.5, "video_std": 0.2})
+    cfg = AvseModel(**{**CROPPED, **sound, **video, "video_mean": 0.5, "video_std": 0.2})
     model, rng = AvseEnhancer(cfg).train(), np.random.default_rng(0)
 
     def loss(_: int) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_avse_task import av_clips, tiny_avse
+from tiny_avse import av_clips, tiny_avse
 from tiny_flow import SMALL, clips, disturb, tiny_model
 from torch import Tensor
 from training import slope

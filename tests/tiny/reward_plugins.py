@@ -1,10 +1,12 @@
-"""Families and functions that misbehave in every way; imported by name from the tests and their worker processes."""
+"""Families and functions that misbehave in every way, and functions of TRL's users; imported by name from tests and their processes."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
+from typing import Any
 
 import numpy as np
 
@@ -52,12 +54,10 @@ def zeroes(wavs, texts, sample_rate, targets=(), **columns):
 
 
 def sleeps(wavs, texts, sample_rate, **columns):
-    """Does not return."""
     time.sleep(20)
 
 
 def leaves(wavs, texts, sample_rate, **columns):
-    """Ends the process."""
     raise SystemExit(3)
 
 
@@ -67,7 +67,6 @@ def endless(wavs, texts, sample_rate, **columns):
 
 
 def loudness(wavs, texts, sample_rate, **columns):
-    """RMS; complains about nothing."""
     return [float(np.sqrt(np.mean(w**2))) for w in wavs]
 
 
@@ -87,7 +86,6 @@ picky.higher_is_better = False
 
 
 def wrong_signature(wavs):
-    """Takes too little."""
     return [0.0 for _ in wavs]
 
 
@@ -111,3 +109,36 @@ letters.optional = True
 
 
 NOT_CALLABLE = 3
+
+
+# -- as users of TRL write them --------------------------------------------------------------------------------------------
+
+
+def longer(completions: list[str], **kwargs: Any) -> list[float]:
+    """Length of the completion; checks what else it is given."""
+    assert {"prompts", "completion_ids", "trainer_state", "text", "keys"} <= set(kwargs)
+    kwargs["log_extra"]("column", completions)
+    kwargs["log_metric"]("longest", max(map(len, completions)))
+    return [float(len(c)) for c in completions]
+
+
+def matches(prompts: list[str], completions: list[str], text: list[str], topic: list[str]) -> list[float | None]:
+    """Takes nothing that it does not name; None where it does not apply."""
+    assert prompts == [f"say {t}" if t == "digits" else "" for t in topic]
+    return [None if t == "other" else float(c == x) for c, x, t in zip(completions, text, topic, strict=True)]
+
+
+async def slow(completions: list[str], **kwargs: Any) -> list[float]:
+    """As for services that are asked over the network."""
+    await asyncio.sleep(0)
+    return [1.0] * len(completions)
+
+
+def messages(completions: list[list[dict[str, str]]], **kwargs: Any) -> list[float]:
+    """Of a dataset of conversations."""
+    return [float(len(c[0]["content"])) for c in completions]
+
+
+def misses(completions: list[str], solution: list[str], **kwargs: Any) -> list[float]:
+    """Wants a column that there is not."""
+    return [1.0] * len(completions)

@@ -103,15 +103,8 @@ def _glmasr() -> tuple[Any, ...]:
 
 def _granite_speech() -> tuple[Any, ...]:
     tok = tokenizer()
-    encoder = {
-        "input_dim": 160,
-        "num_layers": 2,
-        "hidden_dim": 16,
-        "feedforward_mult": 2,
-        "num_heads": 2,
-        "dim_head": 8,
-    }
-    encoder |= {"output_dim": 6, "context_size": 20, "max_pos_emb": 20, "conv_kernel_size": 3}
+    encoder = {"input_dim": 160, "num_layers": 2, "hidden_dim": 16, "feedforward_mult": 2, "num_heads": 2}
+    encoder |= {"dim_head": 8, "output_dim": 6, "context_size": 20, "max_pos_emb": 20, "conv_kernel_size": 3}
     bridge = sizes(1, 32, model_type="blip_2_qformer", encoder_hidden_size=16, vocab_size=8)
     given = _given(tok, "granite", encoder)
     given["encoder_config"] = given.pop("audio_config")

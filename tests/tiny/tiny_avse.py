@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tiny_flow
 import torch
 from tiny_speech import write_pairs
 
-from rlspeech.config import AvseModel
+from rlspeech.config import AvseModel, Exploration, Lora
+from rlspeech.data.batches import Clip
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.data.video import load_lips, save_lips
+from rlspeech.models.adapters import Adapted
 from rlspeech.models.avse import AvseEnhancer
 from rlspeech.models.hub import load_model, save_model
+from rlspeech.tasks.avse.policy import AvsePolicy
 from rlspeech.tasks.avse.task import Avse
 
 RATE = 16000
 SIZES = dict(filters=16, kernel=32, stride=16, bottleneck=8, hidden=8, blocks=2, repeats=1, visual_blocks=1)
 TINY = AvseModel(**SIZES, video_crop=88, video_size=16, video_stem=2, video_channels=[2], video_layers=[1])
+CROPPED: dict[str, Any] = TINY.model_dump(exclude_unset=True) | {"video_crop": 32}
+
+
+def tiny_avse(seed: int = 0, **changes: Any) -> AvseEnhancer:
+    """Random weights, in evaluation mode."""
+    torch.manual_seed(seed)
+    return AvseEnhancer(AvseModel(**{**CROPPED, **changes})).eval()
+
+
+def av_clips(*samples: int, seed: int = 0, lips: bool = True) -> list[Clip]:
+    """One noisy clip a length, with random pictures."""
+    made = tiny_flow.clips(*samples, seed=seed)
+    for i, clip in enumerate(made if lips else []):
+        shape = (-(-samples[i] * 25 // RATE), 32, 32)
+        clip.lips = np.random.default_rng(seed + i).integers(0, 255, shape, dtype=np.uint8)
+    return made
+
+
+def av_policy(explore: Exploration, lora: Lora | None = None, reduction: Any = "mean", **changes: Any) -> AvsePolicy:
+    return AvsePolicy(Adapted(tiny_avse(**changes), lora), explore, reduction)
 
 
 def checkpoint(folder: Path, channels: int = 1, seed: int = 0) -> Path:

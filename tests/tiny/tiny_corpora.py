@@ -54,7 +54,6 @@ def write(path: Path, wav: np.ndarray, rate: int = RATE, **options: str) -> Path
 
 
 def sound(path: Path, seed: int = 0, seconds: float = 1.0, rate: int = RATE) -> Path:
-    """Write a voice."""
     return write(path, voice(seed, seconds, rate), rate)
 
 

@@ -64,7 +64,6 @@ def published(kind: str, a: float, x: Tensor, x1: Tensor, t: float, dt: float) -
 def policy(
     explore: Exploration, lora: Lora | None = SMALL, seed: int = 0, reduction: Any = "mean", **changes: Any
 ) -> FlowPolicy:
-    """A policy on a tiny model."""
     model = tiny_model(**changes)
     torch.manual_seed(3)
     return FlowPolicy(Adapted(model, lora), explore, reduction, seed)

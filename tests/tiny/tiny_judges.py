@@ -125,14 +125,12 @@ def form_of(kind: str, body: bytes) -> dict[str, Any]:
 
 
 def said(text: Any, **message: Any) -> dict[str, Any]:
-    """A chat completion with one answer."""
     answer = {"role": "assistant", "content": text, **message}
     return {"choices": [{"index": 0, "finish_reason": "stop", "message": answer}]}
 
 
 @contextmanager
 def serving(reply: Callable[[dict[str, Any]], Any]):
-    """Run a ``Server``."""
     server = Server(reply)
 
     class Handler(BaseHTTPRequestHandler):

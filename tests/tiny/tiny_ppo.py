@@ -24,14 +24,14 @@ def clips(count: int, crop: int = 0) -> list[Clip]:
 
 
 class Toy:
-    """x = theta + sigma noise eps (N, S, 3); ``noise`` 0 acts without noise. The reference is where it started."""
+    """x = theta + sigma eps (N, S, 3). The reference is where it started."""
 
     sample_rate = 16000
     supports = frozenset({"sample", "base", "critic", "supervised", "supervised_sample"})
 
-    def __init__(self, sigma: float = 0.5, noise: float = 1.0, steps: int = 1, lie: float = 0.0) -> None:
+    def __init__(self, sigma: float = 0.5, steps: int = 1, lie: float = 0.0) -> None:
         self.theta, self.reference = nn.Parameter(torch.zeros(3)), torch.zeros(3)
-        self.sigma, self.noise, self.steps, self.lie = sigma, noise, steps, lie
+        self.sigma, self.steps, self.lie = sigma, steps, lie
         self.looks: list[int] = []
         self.based: list[list[str]] = []
         self.rolled = 0
@@ -52,7 +52,7 @@ class Toy:
     def rollout(self, batch: list[Clip], *, group: int, seed: int) -> Rollout:
         self.rolled += 1
         n, g = len(batch) * group, torch.Generator().manual_seed(seed)
-        x = self.theta + self.sigma * self.noise * torch.randn(n, self.steps, 3, generator=g)
+        x = self.theta + self.sigma * torch.randn(n, self.steps, 3, generator=g)
         seen = torch.randn(n, self.steps, 2, generator=g)
         index = torch.arange(len(batch)).repeat_interleave(group)
         shown = torch.cat([x.mean(1), seen.flatten(1)], 1).numpy()

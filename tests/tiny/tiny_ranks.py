@@ -57,7 +57,6 @@ def together(world: int, work: Callable[[Ranks], T]) -> list[T]:
 
 
 def placed(count: int) -> list[Clip]:
-    """Prompts of a batch, numbered."""
     return [replace(c, place=i) for i, c in enumerate(clips(count))]
 
 

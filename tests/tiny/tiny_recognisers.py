@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tiny_audio_lms import tiny as tiny  # noqa: E402
+from tiny_corpora import manifest
 
 from rlspeech.data.audio import save_audio
 from rlspeech.models.audio_lm.model import save_audio_lm
@@ -33,12 +33,9 @@ def write_model(folder: Path, seed: int = 0, max_s: float = 4.0) -> Path:
 
 def write_corpus(folder: Path, rows: list[dict[str, Any]] | None = None) -> Path:
     """Noise with texts, of half a second where a row has no duration, and its manifest."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for i, row in enumerate(ROWS if rows is None else rows):
-        whole = {"audio_filepath": f"{row['id']}.flac", "duration": 0.5, "sample_rate": RATE, **row}
-        wav = 0.05 * np.random.default_rng(i).standard_normal(int(whole["duration"] * RATE)).astype(np.float32)
-        save_audio(folder / whole["audio_filepath"], wav, RATE)
-        lines.append(json.dumps(whole))
-    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
-    return folder / "manifest.jsonl"
+    given = ROWS if rows is None else rows
+    corpus = [{"audio_filepath": f"{row['id']}.flac", "duration": 0.5} | row for row in given]
+    for i, row in enumerate(corpus):
+        wav = 0.05 * np.random.default_rng(i).standard_normal(int(row["duration"] * RATE)).astype(np.float32)
+        save_audio(folder / row["audio_filepath"], wav, RATE)
+    return manifest(folder / "manifest.jsonl", corpus)

@@ -27,7 +27,6 @@ SMALL_RL |= {"valid_items": 1, "valid_every": 2, "save_every": 2}
 
 
 def write_pairs(folder: Path, count: int = 6, seconds: float = 1.0) -> Path:
-    """Write noisy/clean pairs and their manifest."""
     utts, t = [], np.arange(int(seconds * RATE)) / RATE
     for i in range(count):
         rng = np.random.default_rng(i)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
+from tiny_corpora import manifest
 
 from rlspeech.config import CodecLMModel, CodecModel, TokenRewardModel
 from rlspeech.data.audio import save_audio
@@ -29,21 +29,18 @@ def write_tts(folder: Path) -> dict[str, str]:
     torch.manual_seed(0)
     save_model(folder / "codec", CodecNet(CODEC), "codec", facts={"data": "none"})
     codec = load_codec(str(folder / "codec"))
-    save_codec_lm(
-        folder / "model", build_codec_lm(CodecLMModel(codec=str(folder / "codec"), **MODEL), TEXTS, codec), facts={}
-    )
+    lm = build_codec_lm(CodecLMModel(codec=str(folder / "codec"), **MODEL), TEXTS, codec)
+    save_codec_lm(folder / "model", lm, facts={})
     cfg = TokenRewardModel(codec=str(folder / "codec"), **REWARD)
-    labels = {"sex": ["female", "male"]}
-    save_token_reward(
-        folder / "reward", TokenReward(cfg, codec.size, make_tokenizer(TEXTS, 290), labels, codec.sample_rate), facts={}
-    )
-    lines = []
+    tokenizer, labels = make_tokenizer(TEXTS, 290), {"sex": ["female", "male"]}
+    save_token_reward(folder / "reward", TokenReward(cfg, codec.size, tokenizer, labels, codec.sample_rate), facts={})
+    rows = []
     for i, text in enumerate(TEXTS):
         t = np.arange(RATE) / RATE
         wav = 0.1 * np.sin(2 * np.pi * (120 + 20 * i) * t) * (1 + np.sin(2 * np.pi * 3 * t))
         save_audio(folder / f"{i}.flac", wav.astype(np.float32), RATE)
-        row = {"id": f"u{i}", "audio_filepath": f"{i}.flac", "duration": 1.0, "sample_rate": RATE, "text": text}
+        row = {"id": f"u{i}", "audio_filepath": f"{i}.flac", "text": text, "sex": "male"}
         prompt = {"prompt_filepath": f"{(i + 1) % 4}.flac", "prompt_text": TEXTS[(i + 1) % 4]}
-        lines.append(json.dumps(row | prompt | {"sex": "male"}))
-    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
-    return {"model": str(folder / "model"), "data": str(folder / "manifest.jsonl"), "reward": str(folder / "reward")}
+        rows.append(row | prompt)
+    data = manifest(folder / "manifest.jsonl", rows)
+    return {"model": str(folder / "model"), "data": str(data), "reward": str(folder / "reward")}

@@ -24,7 +24,6 @@ TASKS = ("flowse", "avse", "asr", "tts")
 
 
 def base(task: str, folder: Path) -> Path:
-    """A checkpoint of random weights."""
     if task == "tts":
         return Path(tiny_tts.write_tts(folder)["model"])
     make: dict[str, Callable[[Path], Path]] = {"flowse": tiny_speech.write_model, "avse": tiny_avse.checkpoint}
@@ -65,7 +64,8 @@ def answer(task: str, model: Any) -> torch.Tensor:
     """What a model makes of a fixed input, as far as weights that LoRA reaches are concerned."""
     if task in ("asr", "tts"):
         return language(task, model.net)
-    return enhanced(task, model)
+    noisy, _, mouth = tiny_avse.clip(0, 8000)
+    return torch.from_numpy(np.asarray(get_task(task).enhancer(model).infer([noisy], ["clip"], [mouth])[0]))
 
 
 @torch.no_grad()
@@ -76,10 +76,3 @@ def language(task: str, net: Any) -> torch.Tensor:
     embeds = net.get_input_embeddings()(ids)
     inner = net.model.language_model if task == "asr" else net.model
     return net.get_output_embeddings()(inner(inputs_embeds=embeds, use_cache=False).last_hidden_state)  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def enhanced(task: str, model: Any) -> torch.Tensor:
-    """An enhanced waveform."""
-    noisy, _, mouth = tiny_avse.clip(0, 8000)
-    return torch.from_numpy(np.asarray(get_task(task).enhancer(model).infer([noisy], ["clip"], [mouth])[0]))
