@@ -251,7 +251,7 @@ def test_without_a_codec_there_is_no_resynthesis(tts: Tiny, calls: list[str], tm
 
 def test_the_best_of_the_baseline_is_a_system(tts: Tiny, tmp_path: Path) -> None:
     models, judge = {"other": tts["model"], "m": tts["model"]}, f"token_posterior[model={tts['reward']}]"
-    asked: dict[str, Any] = {"models": models, "baseline": "m", "metrics": [judge], "recogniser": f"{__name__}:deaf"}
+    asked: dict[str, Any] = {"models": models, "baseline": "m", "metrics": [judge], "recogniser": "reward_plugins:deaf"}
     made = ask(tts, tmp_path / "out", best_of=4, judge=judge, **asked)
     assert list(made["systems"]) == ["other", "m", "m-best4"] and made["temperature"] == SPEAKING
     best, plain = made["systems"]["m-best4"][judge]["mean"], made["systems"]["m"][judge]["mean"]
