@@ -183,6 +183,7 @@ def script(folder: Path, code: str) -> subprocess.Popen[str]:
     return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
+@pytest.mark.slow
 def test_second_process_is_told_the_pid_and_a_dead_lock_is_taken_over(tmp_path: Path) -> None:
     with script(tmp_path, "print(os.getpid(), flush=True)\ntime.sleep(60)\n") as other:
         assert other.stdout is not None

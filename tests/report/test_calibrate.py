@@ -24,6 +24,7 @@ def ladder_rows(utterances: int = 6, rungs: int = 5, ways=("noise", "clipping"),
     return rows
 
 
+@pytest.mark.slow
 def test_perfect_reversed_and_blind_rewards():
     rows = ladder_rows(
         good=lambda u, w, k, r: -k,

@@ -25,6 +25,7 @@ def test_windows_cover_long_clips_and_short_ones_are_repeated() -> None:
     assert torch.equal(windows(torch.tensor([[1.0, 2.0, 3.0]]))[0, 0, :7], torch.tensor([1.0, 2, 3, 1, 2, 3, 1]))
 
 
+@pytest.mark.slow
 def test_weights_of_the_package_scores_and_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     net, folder = DistillMosNet(), tmp_path / "distillmos"
