@@ -201,7 +201,9 @@ class RL(Strict):
     valid: str | None = conf(None, "paired manifest of the validations (default: held back from the data)")
     out: str | None = None
     rewards: list[RewardSpec] = conf([], "reward, e.g. estoi=1 (see rlspeech doctor); repeatable (default: the task's)")
-    guards: list[GuardSpec] = conf([], "metric to watch (NAME?: where usable); MAX_DROP stops; repeatable; []: none")
+    guards: list[GuardSpec] = conf(
+        [], "metric to watch; a fall beyond MAX_DROP stops the run; NAME?: if it can be computed; repeatable; []: none"
+    )
     explore: Exploration = Exploration()
     sampling: Sampling = Sampling()
     ppo: PPO = PPO()
@@ -214,7 +216,7 @@ class RL(Strict):
     train_encoder: bool = conf(False, "asr: also train the audio encoder and projector; they then run in every update")
     suppress: Literal["keep", "allow_empty", "none"] = conf(
         "keep",
-        "asr: suppress_tokens and begin_suppress_tokens of the model's generation config, in training and in what is saved; allow_empty: all but the stop token, for R2 and texts without words: a Whisper must be able to write nothing; none: neither list",
+        "asr: tokens of the generation config that stay suppressed, in training and in what is saved: all (keep); all but the stop, so that a text may be empty, which R2 needs of a Whisper (allow_empty); none",
     )
     encoder_cache_mib: Whole = conf(1024, "asr: memory for outputs of a frozen encoder of fixed windows; 0: none")
     precision: Literal["auto", "fp32", "bf16"] = conf(
@@ -289,7 +291,7 @@ class Evaluate(Strict):
     normaliser: str = conf("basic-3", "asr, tts: normaliser of texts, e.g. basic-3 or english-2 (see rlspeech doctor)")
     sampling: Sampling = conf(Sampling(), "asr: language, prompt, length (decoding is greedy); tts: token sampling")
     beams: Count = conf(1, "asr: width of the beam search; 1 is greedy")
-    recogniser: str | None = conf(None, "tts: judge: Hub id, folder, run, http://host/v1#model (default: embedded)")
+    recogniser: str | None = conf(None, "tts: embedded, Hub id, folder, run, pocketsphinx or http://host/v1#model")
     anchors: bool = conf(True, "tts: also score the recordings themselves and their copies through the codec")
     best_of: Count = conf(1, "tts: compare also the best of N draws of the baseline, as NAME-bestN")
     judge: str | None = conf(None, "tts: reward that chooses it (default: the model's token reward, else embedded)")
@@ -310,7 +312,7 @@ class ScoreFolder(Strict):
     text: str | None = conf(None, "transcripts: JSONL with id and text, Kaldi text, or a folder of .txt")
     hypotheses: str | None = conf(None, "for asr_*: texts of a recogniser (default: its hypothesis or pred_text)")
     system: str = conf("system", "label that is written into every row")
-    recogniser: str | None = conf(None, "for wer, asr_*, tts_*: Hub id, folder, run, http://host/v1#model; greedy")
+    recogniser: str | None = conf(None, "wer, asr_*, tts_*: Hub id, folder, run, pocketsphinx, http://host/v1#model")
     speaker_encoder: str | None = conf(None, "for speaker_similarity: Hub id or folder (default: the embedded encoder)")
     speech_encoder: str | None = conf(None, "for speech_bert_score: Hub id or folder (default: the embedded encoder)")
     llm: str | None = conf(None, "for llm: Hub id or folder of an audio LLM, or http://host/v1 (default: embedded)")

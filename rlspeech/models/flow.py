@@ -118,7 +118,7 @@ class Block(nn.Module):
 T_MAX = 0.98
 # of the predictor's loss: share of the ratio in dB, where it stops to count, and the energy below which a clip is silent
 SDR_WEIGHT, SDR_CAP_DB, SILENT = 2e-3, 30.0, 1e-4
-TOO_MUCH = 2.0  # how much more what is left of the noise counts than what is missing of the speech
+UNDER_SUPPRESSION = 2.0  # what is left of the noise weighs 1 + this, what is missing of the speech 1
 
 
 def euler(x: Tensor, x1: Tensor, t: float, dt: float) -> Tensor:
@@ -284,7 +284,7 @@ class FlowEnhancer(nn.Module):
         real = x1.new_ones(x1.shape[:2]) if mask is None else mask.to(x1.dtype)
         count = real.sum() * x1.shape[2] * self.cfg.scale**2
         error = magnitude(predicted) - magnitude(x1)
-        size = (error.square() * (1 + TOO_MUCH * (error > 0))).sum(-1)
+        size = (error.square() * (1 + UNDER_SUPPRESSION * (error > 0))).sum(-1)
         both = (predicted - x1).square().sum(-1)
         made = self.front.decode(predicted, target.shape[1])
         onto = target * (made * target).sum(1, keepdim=True) / (target.square().sum(1, keepdim=True) + SILENT)

@@ -36,9 +36,8 @@ from rlspeech.types import UserError
 
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "rlspeech.json"
 STATE = frozenset({"adapter", "state.json", "state.safetensors"})  # what a checkpoint of a run has beside the model
-PUBLISHED = frozenset(
-    {".safetensors", ".json", ".jinja", ".txt", ".model", ".md"}
-)  # weights, settings, tokenizers, the card
+# weights, settings, tokenizers, the card
+PUBLISHED = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model", ".md"})
 ABSOLUTE = re.compile(r"(?<![\w/:.])(?:/[^/\s\"'`<>|,;()\[\]]+){2,}")  # a path; what stands behind an address is none
 # tasks whose model holds a transformers model under the name ``net``
 WRAPPED = frozenset(task for task, kind in KINDS.items() if kind.tuned and not kind.model_type)
@@ -251,9 +250,7 @@ def push(source: str, name: str, *, public: bool = False) -> dict[str, Any]:
     if not HUB_ID.fullmatch(name):
         raise UserError(f"{name!r} is no name of a repository", "", "--push USER/NAME")
     if "README.md" not in files:
-        raise UserError(
-            f"{folder} has no model card", "README.md is missing", "a checkpoint of rlspeech rl or pretrain"
-        )
+        raise UserError(f"{folder} has no model card, README.md", "", "a checkpoint of rlspeech rl or pretrain")
     with tempfile.TemporaryDirectory() as place:
         for file in files:
             target = Path(shutil.copyfile(folder / file, Path(place, file)))
@@ -263,9 +260,8 @@ def push(source: str, name: str, *, public: bool = False) -> dict[str, Any]:
                 shortened += [file] if n else []
         notes = [f"left out: {', '.join(left)}", f"absolute paths are shortened in: {', '.join(shortened)}"]
         rows = [[file, f"{(folder / file).stat().st_size / 1e6:.2f}"] for file in files]
-        log.table(
-            f"{folder} to {name} ({'public' if public else 'private'}, if it is new)", ["file", "MB"], rows, notes
-        )
+        heading = f"{folder} to {name} ({'public' if public else 'private'}, if it is new)"
+        log.table(heading, ["file", "MB"], rows, notes)
         with hub_client(f"cannot upload {folder} to {name}") as hub, log.waiting("uploading"):
             api = hub.HfApi()
             api.create_repo(name, private=not public, exist_ok=True)
