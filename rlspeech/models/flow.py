@@ -116,7 +116,7 @@ class Block(nn.Module):
 
 # the velocity of a clean prediction is divided by 1-t; sampling never asks beyond, Euler's last step is exact
 T_MAX = 0.98
-# of the predictor's loss: share of the ratio in dB, where it stops to count, and the energy below which a clip is silent
+# of the regression loss: share of the ratio in dB, where it stops to count, and the energy below which a clip is silent
 SDR_WEIGHT, SDR_CAP_DB, SILENT = 2e-3, 30.0, 1e-4
 UNDER_SUPPRESSION = 2.0  # what is left of the noise weighs 1 + this, what is missing of the speech 1
 
@@ -147,9 +147,12 @@ class FlowEnhancer(nn.Module):
 
     def __init__(self, cfg: FlowModel) -> None:
         super().__init__()
-        if cfg.head == "mask" and (cfg.front_end != "stft" or cfg.prediction != "clean"):
-            why = f"front_end={cfg.front_end}, prediction={cfg.prediction}"
-            raise UserError("head 'mask' needs the stft front end and clean prediction", why, "--set model.head=linear")
+        if (cfg.head == "mask" or cfg.objective == "regression") and (
+            cfg.front_end != "stft" or cfg.prediction != "clean"
+        ):
+            why = f"head={cfg.head}, objective={cfg.objective}, front_end={cfg.front_end}, prediction={cfg.prediction}"
+            what = "a mask head and regression need the stft front end and clean prediction"
+            raise UserError(what, why, "--set model.head=linear --set model.objective=matching")
         if (cfg.predictor and cfg.front_end != "stft") or (cfg.prior == "predicted" and not cfg.predictor):
             why = f"front_end={cfg.front_end}, predictor={cfg.predictor}, prior={cfg.prior}"
             raise UserError(
@@ -232,14 +235,17 @@ class FlowEnhancer(nn.Module):
             return 0.0, 1.0
         return self.noisy(y) if self.cfg.prior == "noisy" else y[..., self.front.width :], self.cfg.prior_sigma
 
-    def loss(self, x1: Tensor, y: Tensor, mask: Tensor | None, magnitude_weight: float) -> dict[str, Tensor]:
-        """Flow-matching loss at uniform random times, in named parts (``loss`` is their sum).
+    def loss(
+        self, x1: Tensor, y: Tensor, mask: Tensor | None, magnitude_weight: float, target: Tensor
+    ) -> dict[str, Tensor]:
+        """Loss of the flow at random times, in named parts (``loss`` is their sum), after ``cfg.objective``.
 
         Args:
             x1: (N, L, D) clean spectra.
             y: the ``condition`` of the noisy ones.
             mask: (N, L) bool or None.
-            magnitude_weight: of the squared error of the compressed magnitudes; only with the stft front end.
+            magnitude_weight: of the squared error of the compressed magnitudes; only with the stft front end, in flow matching.
+            target: (N, T) the clean waveforms.
         """
         n = x1.shape[0]
         t = torch.rand(n, device=x1.device) ** self.cfg.time_power * T_MAX
@@ -247,6 +253,13 @@ class FlowEnhancer(nn.Module):
         x_t = torch.lerp(x0, x1, t[:, None, None])
         drop = torch.rand(n, device=x1.device) < self.cfg.condition_drop if self.cfg.condition_drop else None
         pred = self(x_t, y, t, mask, drop)
+        if self.cfg.objective == "regression":
+            found = self.regression_loss(pred, x1, target, mask)
+            return {
+                "flow": found["spectrum"],
+                "flow_si_sdr": found["si_sdr"],
+                "loss": sum(found.values(), pred.new_zeros(())),
+            }
         goal = x1 if self.cfg.prediction == "clean" else x1 - x0
         weight = (x1.new_ones(x1.shape[:2]) if mask is None else mask.to(x1.dtype))[..., None]
         count = weight.sum() * x1.shape[2]
@@ -273,7 +286,7 @@ class FlowEnhancer(nn.Module):
             x = euler(x, self.clean(x, y, i * dt, mask, guidance), i * dt, dt)
         return x
 
-    def predictor_loss(self, predicted: Tensor, x1: Tensor, target: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    def regression_loss(self, predicted: Tensor, x1: Tensor, target: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Errors of a predicted spectrum (N, L, D): of compressed magnitudes and complex values, and of the waveform as -SI-SDR.
 
         Args:
@@ -291,7 +304,7 @@ class FlowEnhancer(nn.Module):
         left = (made - onto).square().sum(1) + SILENT
         sdr_db = (10 * torch.log10((onto.square().sum(1) + SILENT) / left)).clamp(max=SDR_CAP_DB)
         spectral = ((1.4 * size + 0.3 * both) * real).sum() / count
-        return {"predictor": spectral, "si_sdr": -SDR_WEIGHT * sdr_db.mean()}
+        return {"spectrum": spectral, "si_sdr": -SDR_WEIGHT * sdr_db.mean()}
 
 
 def _masked(out: Tensor, y: Tensor, x: Tensor) -> Tensor:

@@ -106,6 +106,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "Pretrain": (
         Rule("content_ear", "a content_weight above 0", lambda c: c.content_weight > 0),
         Rule("flow_weight predictor_weight", "a model.predictor above 0", lambda c: c.model.predictor or c.init),
+        Rule("magnitude_weight", "model.objective=matching", lambda c: c.model.objective == "matching" or c.init),
     ),
 }
 COMMON: dict[str, frozenset[str]] = {

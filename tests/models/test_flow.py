@@ -153,7 +153,7 @@ def test_the_loss_is_smallest_at_the_best_prediction() -> None:
         losses = []
         for mu, s1 in ((0.7, 1.5), (0.4, 1.5), (0.7, 1.0), (1.0, 2.5)):
             torch.manual_seed(3)
-            losses.append(float(Toy(mu, s1, prediction=prediction).loss(x1, y, None, 0.0)["loss"]))
+            losses.append(float(Toy(mu, s1, prediction=prediction).loss(x1, y, None, 0.0, x1[..., 0])["loss"]))
         assert losses[0] == min(losses)
 
 
@@ -164,7 +164,7 @@ def test_the_loss_sees_real_frames_only() -> None:
     values = []
     for junk in (0.0, 50.0):
         torch.manual_seed(1)
-        parts = model.loss(x1 + junk * ~mask[..., None], y, mask, 0.5)
+        parts = model.loss(x1 + junk * ~mask[..., None], y, mask, 0.5, x1[..., 0])
         values.append(float(parts["loss"]))
         assert float(parts["loss"]) == pytest.approx(float(parts["flow"] + parts["magnitude"]))
     assert values[0] == pytest.approx(values[1], rel=1e-5)

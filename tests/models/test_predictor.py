@@ -54,6 +54,19 @@ def test_each_loss_trains_its_own_part(weights: dict[str, float], trained: set[b
         flow_loss(bare := tiny_flow.tiny_model(), collate(tiny_flow.clips(4000), bare), Pretrain(flow_weight=0))
 
 
+def test_regression_trains_the_flow_by_the_predictors_loss() -> None:
+    settings = {**tiny_flow.TINY, **FRONT, "objective": "regression", "condition_drop": 0.0}
+    model = tiny_flow.FlowEnhancer(tiny_flow.FlowModel(**settings))
+    batch = collate(tiny_flow.clips(4000, 3000), model)
+    parts = flow_loss(model, batch, Pretrain())
+    torch.testing.assert_close(parts["flow"], parts["predictor"], rtol=1e-4, atol=1e-6)  # a fresh flow is its predictor
+    torch.testing.assert_close(parts["flow_si_sdr"], parts["si_sdr"], rtol=1e-4, atol=1e-6)
+    parts["loss"].backward()
+    assert bool(model.out.weight.grad.any())
+    with pytest.raises(UserError, match="regression"):
+        tiny_flow.FlowEnhancer(tiny_flow.FlowModel(**settings | {"head": "linear", "prediction": "velocity"}))
+
+
 @pytest.mark.parametrize("explore", [{"kind": "gain", "nfe": (1, 1)}, {"kind": "sde", "nfe": (3, 3), "start": (1, 1)}])
 def test_a_policy_acts_on_the_flow_and_leaves_the_predictor(explore: dict[str, object]) -> None:
     adapted = Adapted(tiny_flow.tiny_model(**FRONT), None)

@@ -101,7 +101,7 @@ def test_the_supervised_loss_is_that_of_pretraining() -> None:
     data = collate(batch, made.model)
     x1, y = encode(made.model, data.target, data.samples), encode(made.model, data.noisy, data.samples)
     torch.manual_seed(4)
-    wanted = made.model.loss(x1, y, condition(made.model, data)[1], 0.5)["loss"]
+    wanted = made.model.loss(x1, y, condition(made.model, data)[1], 0.5, data.target)["loss"]
     torch.manual_seed(4)
     loss = made.supervised(batch)
     torch.testing.assert_close(loss, wanted)

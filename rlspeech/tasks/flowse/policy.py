@@ -57,10 +57,11 @@ def flow_loss(model: FlowEnhancer, batch: Levelled, config: Pretrain) -> dict[st
     with torch.set_grad_enabled(config.predictor_weight > 0 and torch.is_grad_enabled()):
         y, mask = condition(model, batch)
     if model.predictor is not None and config.predictor_weight:
-        found = model.predictor_loss(y[..., model.front.width :], x1, batch.target, mask)
-        parts |= {k: config.predictor_weight * v for k, v in found.items()}
+        found = model.regression_loss(y[..., model.front.width :], x1, batch.target, mask)
+        named = {"predictor": found["spectrum"], "si_sdr": found["si_sdr"]}
+        parts |= {k: config.predictor_weight * v for k, v in named.items()}
     if config.flow_weight:
-        flow = model.loss(x1, y.detach(), mask, config.magnitude_weight)
+        flow = model.loss(x1, y.detach(), mask, config.magnitude_weight, batch.target)
         parts |= {k: config.flow_weight * v for k, v in flow.items() if k != "loss"}
     if not parts:
         why = "flow_weight is 0, and there is no predictor or its weight is 0 too"
@@ -194,7 +195,7 @@ class FlowPolicy(GaussianPolicy):
         return [c.sample(wav, self.sample_rate) for c, wav in zip(batch, wavs, strict=True)]
 
     def supervised(self, prompts: list[Clip], *, rollout: Rollout | None = None, rows: Tensor | None = None) -> Tensor:
-        """The loss of flow matching, as in pretraining with its default weights; there is none of sampled outputs."""
+        """The flow's loss, as in pretraining with its default weights; there is none of sampled outputs."""
         data = collate(prompts, self.model, self.device)
         return flow_loss(self.model, data, Pretrain(predictor_weight=0))["loss"]
 
