@@ -71,7 +71,7 @@ def _dnsmos(prefix: str, what: str) -> dict[str, Column]:
 
 _ASR: dict[str, Column] = {
     "asr_accuracy": Column("1 - word (or character) error rate of the hypothesis, bounded below", bounds=SIGNED),
-    "asr_hallucination": Column("-1 where a rule calls the hypothesis a hallucination, else 0", bounds=(-1.0, 0.0)),
+    "asr_hallucination": Column("-1 where a rule finds one, else 0; [graded=true]: by its length", bounds=(-1.0, 0.0)),
     "asr_keywords": Column("mean of keyword precision and recall; null without keywords", bounds=SHARE, optional=True),
     "asr_exact": Column("1 where the texts are the same after normalisation, else 0", bounds=SHARE),
     "asr_edits": Column("minus the edit distance, in units", bounds=(-INF, 0.0)),

@@ -18,6 +18,20 @@ The rules of a hallucination, each on its own (``detail`` names those that fired
 A translation into the same script, or as many words as were said and all of them others, is caught by the error rate only. An empty
 hypothesis of words that were said is error rate 1; an empty hypothesis of silence is right.
 
+R2 is flat: a loop of ten words is as bad as one of a thousand, and a group in which all loop has nothing to learn from. ``graded``, ours:
+
+    R2 = r / (1 + x^2) - 1,    x the largest of what was found over its threshold, r <= 1 the script's, both of the rules that are on
+
+    loop       units of a repetition that are unmatched, and beyond what the reference repeats, over ``insertion_run``
+    run        the longest stretch of inserted units, over ``insertion_run``
+    length     units more than the reference's, over those that the rule above leaves
+    stutter    repetitions over ``character_repeats``, from that many on: letters come twice in many a word
+    nonspeech  1 + (units - 1) / ``insertion_run``: the first of them is as bad as a run
+    script     r = o / ``script_share``, at most 1; o adds up over scripts the smaller of its shares of both texts
+
+It is 0 for none, -1/2 where the flat rule of a run begins to fire, falls with every further unit and stays above -1; the square leaves
+single words to the error rate. Right letters thus earn a little even around a loop, a text wholly in another script earns nothing: -1.
+
 Empty is what holds nothing but white space as it was written. A normaliser that erases ``>>``, ``♪`` or ``[BLANK_AUDIO]`` would make
 silence of them, and a policy finds that out. So where nothing is said, a hypothesis that normalises to nothing is judged by its raw words,
 one insertion each. Where something is said, tags and signs are what the normaliser makes of them: no words for ``english-2``, words for
@@ -58,6 +72,7 @@ class Hallucinations:
         length_ratio, length_constant: longest hypothesis, in units of the reference.
         script_share: of the hypothesis's units in the foreign script.
         empty: which hypothesis is: "raw" (rules-2) or "normalised" (rules-1), see the module.
+        graded: R2 by length instead of flat, see the module.
     """
 
     rules: str = "all"
@@ -72,45 +87,69 @@ class Hallucinations:
     length_constant: int = 5
     script_share: float = 0.7
     empty: str = "raw"
+    graded: bool = False
 
     def __post_init__(self) -> None:
         if unknown := set(self.rules.split("+")) - {*RULES, "all", "none"}:
             what, hint = f"unknown hallucination rule {', '.join(sorted(unknown))}", f"{'+'.join(RULES)}, all or none"
             raise UserError(what, "", hint)
-        if self.empty not in EMPTY:
-            raise UserError(f"empty={self.empty} is no rule", "", f"empty={' or '.join(EMPTY)}")
+        for name, known in (("empty", list(EMPTY)), ("graded", [False, True])):
+            if getattr(self, name) not in known:
+                hint = f"{name}={' or '.join(map(str, known)).lower()}"
+                raise UserError(f"{name}={getattr(self, name)} is no rule", "", hint)
         repeats = min(self.repeats, self.repeats_one, self.character_repeats)
-        if repeats < 2 or min(self.ngram, self.insertion_run, self.loop_excess) < 1:
+        if repeats < 2 or min(self.ngram, self.insertion_run, self.insertion_run_characters, self.loop_excess) < 1:
             what = "these thresholds would call every text a hallucination"
             raise UserError(what, "a repetition takes two, a run one", "larger ones")
 
+    @property
+    def on(self) -> Sequence[str]:
+        """The rules that apply, in the order of ``RULES``."""
+        return [name for name in RULES if self.rules == "all" or name in self.rules.split("+")]
+
     def fired(self, found: Alignment, in_characters: bool) -> list[str]:
         """Names of the rules that an alignment breaks, in the order of ``RULES``."""
-        on = RULES if self.rules == "all" else self.rules.split("+")
         if not found.hypothesis or (not found.errors and found.reference):
             return []  # nothing is there, or it is what was said
-        run = self.insertion_run_characters if in_characters else self.insertion_run
-        longest = self.length_ratio * len(found.reference) + self.length_constant
-        inserted = [end - start for tag, _, _, start, end in found.ops if tag == "insert"]
         checks: dict[str, Callable[[], bool]] = {
             "loop": lambda: self._loop(found),
-            "stutter": lambda: self._stutter(found),
-            "run": lambda: max(inserted, default=0) >= run,
-            "length": lambda: len(found.hypothesis) > longest,
+            "stutter": lambda: self._stutter(found) > 0,
+            "run": lambda: _longest_run(found) >= self._run(in_characters),
+            "length": lambda: len(found.hypothesis) > self._longest(found),
             "script": lambda: self._script(found),
             "nonspeech": lambda: not found.reference,
         }
-        return [name for name in RULES if name in on and checks[name]()]
+        return [name for name in self.on if checks[name]()]
+
+    def grade(self, found: Alignment, in_characters: bool) -> float:
+        """R2 by length, in [-1, 0]; see the module."""
+        if not found.hypothesis or (not found.errors and found.reference):
+            return 0.0
+        run, said, written = self._run(in_characters), len(found.reference), len(found.hypothesis)
+        sizes = {
+            "loop": self._repeated(found) / run,
+            "stutter": self._stutter(found) / self.character_repeats,
+            "run": _longest_run(found) / run,
+            "length": (written - said) / max(1.0, self._longest(found) - said),
+            "nonspeech": 0.0 if said else 1 + (written - 1) / run,
+        }
+        x = max([0.0, *(sizes[name] for name in self.on if name in sizes)])
+        return (self._right_script(found) if "script" in self.on else 1.0) / (1 + x * x) - 1
+
+    def _run(self, in_characters: bool) -> int:
+        return self.insertion_run_characters if in_characters else self.insertion_run
+
+    def _longest(self, found: Alignment) -> float:
+        return self.length_ratio * len(found.reference) + self.length_constant
 
     def _loop(self, found: Alignment) -> bool:
         hyp = found.hypothesis
         if found.insertions + found.substitutions < self.loop_excess or len(set(hyp)) == len(hyp):
             return False
-        wrong = [(o[3], o[4]) for o in found.ops if o[0] in ("replace", "insert")]
         of_reference = max(((end - start) // n for n, start, end in self._loops(found.reference)), default=0)
         for n, start, end in self._loops(hyp):
-            unmatched = sum(max(0, min(end, b) - max(start, a)) for a, b in wrong)
-            if unmatched >= self.loop_excess * n and (end - start) // n >= of_reference + self.loop_excess:
+            enough = (end - start) // n >= of_reference + self.loop_excess
+            if enough and _unmatched(found, start, end) >= self.loop_excess * n:
                 return True
         return False
 
@@ -119,22 +158,52 @@ class Hallucinations:
         least = {1: self.repeats_one}
         return [s for s in _repetitions(units, self.ngram) if (s[2] - s[1]) // s[0] >= least.get(s[0], self.repeats)]
 
-    def _stutter(self, found: Alignment) -> bool:
-        pattern = re.compile(rf"([^\W\d]{{1,4}}?)\1{{{self.character_repeats - 1},}}")  # letters: 10000000 is a number
-        ours, theirs = (any(map(pattern.search, units)) for units in (found.reference, found.hypothesis))
-        return theirs and not ours
+    def _repeated(self, found: Alignment) -> int:
+        """Unmatched units of the largest repetition, those left out that the reference's own repetitions allow."""
+        times = max(((end - start) // n for n, start, end in _repetitions(found.reference, self.ngram)), default=1)
+        all_ = _repetitions(found.hypothesis, self.ngram)
+        return max((min(_unmatched(found, a, b), b - a - times * n) for n, a, b in all_), default=0)
+
+    def _stutter(self, found: Alignment) -> int:
+        """How often letters come in a row inside a word, from ``character_repeats`` times on; 0 where the reference has such a word."""
+        letters = re.compile(rf"([^\W\d]{{1,4}}?)\1{{{self.character_repeats - 1},}}")  # 10000000 is a number
+        both = (found.reference, found.hypothesis)
+        ours, theirs = [max((len(m[0]) // len(m[1]) for u in t for m in letters.finditer(u)), default=0) for t in both]
+        return 0 if ours else theirs
 
     def _script(self, found: Alignment) -> bool:
         """The script of most units: a Chinese character weighs as much as a word; kana count as Han, which Japanese mixes freely."""
-        both = (found.hypothesis, found.reference)
-        if all(u.isascii() for units in both for u in units):
-            return False
-        theirs, ours = ([{"kana": "han"}.get(s, s) for u in units if (s := script_of(u))] for units in both)
+        theirs, ours = _scripts(found)
         if not theirs or not ours:
             return False
         main = max(sorted(set(theirs)), key=theirs.count)
         foreign = theirs.count(main) >= self.script_share * len(theirs)
         return foreign and ours.count(main) <= (1 - self.script_share) * len(ours)
+
+    def _right_script(self, found: Alignment) -> float:
+        theirs, ours = _scripts(found)
+        if not theirs or not ours:
+            return 1.0
+        alike = sum(min(theirs.count(s) / len(theirs), ours.count(s) / len(ours)) for s in set(theirs))
+        return min(1.0, alike / max(self.script_share, 1e-9))
+
+
+def _scripts(found: Alignment) -> list[list[str]]:
+    """Scripts of the units of hypothesis and reference, of those that have one; none where all is ASCII."""
+    both = (found.hypothesis, found.reference)
+    if all(u.isascii() for units in both for u in units):
+        return [[], []]
+    return [[{"kana": "han"}.get(s, s) for u in units if (s := script_of(u))] for units in both]
+
+
+def _longest_run(found: Alignment) -> int:
+    return max((end - start for tag, _, _, start, end in found.ops if tag == "insert"), default=0)
+
+
+def _unmatched(found: Alignment, start: int, end: int) -> int:
+    """Wrong units of a stretch of the hypothesis."""
+    wrong = [(o[3], o[4]) for o in found.ops if o[0] in ("replace", "insert")]
+    return sum(max(0, min(end, b) - max(start, a)) for a, b in wrong)
 
 
 def _repetitions(sequence: Sequence[str], longest: int) -> Iterator[tuple[int, int, int]]:
@@ -185,13 +254,14 @@ def _occurrences(keyword: tuple[str, ...], text: list[str]) -> int:
 
 @dataclass(slots=True)
 class Judged:
-    """One hypothesis: its alignment, the rules it broke, its keywords (found and said, said, found; None where the row has none).
+    """One hypothesis: its alignment, the rules it broke, R2, its keywords (found and said, said, found; None where the row has none).
 
     ``texts`` are normalised, ``raw`` is the hypothesis as it was written.
     """
 
     found: Alignment
     fired: list[str]
+    penalty: float
     keywords: tuple[int, int, int] | None
     texts: tuple[str, str]
     language: str | None
@@ -214,7 +284,8 @@ class TextRules:
         self._normaliser, self._language, self._low = normaliser, language, low
         self._normalise = lru_cache(CACHE)(get_normaliser(normaliser))
         self._rules = Hallucinations(**thresholds)
-        self.version = f"rules-{EMPTY[self._rules.empty]}, text {normaliser}"
+        graded = " graded" if self._rules.graded else ""
+        self.version = f"rules-{EMPTY[self._rules.empty]}{graded}, text {normaliser}"
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
         """One alignment a sample, then the columns; ``detail`` holds the texts, the counts and the rules that fired."""
@@ -228,9 +299,12 @@ class TextRules:
         language = language if isinstance(language, str) else None
         judged = raw if self._rules.empty == "raw" and not any(texts) else texts[1]
         found = align(units(texts[0], language), units(judged, language))
-        fired = self._rules.fired(found, written_in_characters(texts[0] or texts[1], language))
+        how = found, written_in_characters(texts[0] or texts[1], language)
+        fired = self._rules.fired(*how)
+        penalty = self._rules.grade(*how) if self._rules.graded else -1.0 if fired else 0.0
         keywords = [units(self._normalise(k), language) for k in keywords_of(sample.columns)]
-        return Judged(found, fired, count_keywords(keywords, found) if any(keywords) else None, texts, language, raw)
+        counts = count_keywords(keywords, found) if any(keywords) else None
+        return Judged(found, fired, penalty, counts, texts, language, raw)
 
     def _row(self, sample: Sample, columns: Sequence[str]) -> dict[str, Score]:
         judged = self.judge(sample)
@@ -252,7 +326,7 @@ class TextRules:
             return Score(None, "nothing is said: no reference to divide by", detail)
         values: dict[str, Callable[[], float]] = {
             "accuracy": lambda: self._accuracy(found),
-            "hallucination": lambda: -1.0 if judged.fired else 0.0,
+            "hallucination": lambda: judged.penalty,
             "hallucinated": lambda: 1.0 if judged.fired else 0.0,
             "exact": lambda: 0.0 if found.errors else 1.0,
             "edits": lambda: float(-found.errors),

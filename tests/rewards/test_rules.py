@@ -163,10 +163,42 @@ def test_runs_are_longer_in_characters_and_mistaken_options_are_told():
     assert fired(said, said + more) == [] and fired(said, said + more, insertion_run_characters=9) == ["run"]
     assert fired(said, said + more, language="zh", insertion_run=1) == []
     mistakes = {"rule lop": {"rules": "lop+run"}, "a repetition": {"repeats": 1}, "thresold": {"thresold": 3}}
-    mistakes |= {"empty=x": {"empty": "x"}}
+    mistakes |= {"empty=x": {"empty": "x"}, "graded=3": {"graded": 3}}
     for word, options in (mistakes | {"normaliser": {"normaliser": "basic-99"}}).items():
         with pytest.raises(UserError, match=word):
             scored([sample(text="a", hypothesis="a")], "asr_wer", **options)
+
+
+GRADED = {"graded": True}
+
+
+@settings(max_examples=60, deadline=None)
+@given(WORDS, PHRASE, st.integers(1, 12), st.integers(1, 12), st.booleans())
+def test_graded_falls_with_the_length_of_what_is_added_or_repeated(before, phrase, times, more, spoken):
+    """Strictly, between 0 and -1, whatever the case and the marks; of what is there once too, from nothing but a right text on."""
+    text = [*before, *phrase] if spoken else before
+    added = [" ".join([*text, *phrase * n]) for n in (0, times, times + more)]
+    values = [judge(" ".join(text), h, options=GRADED)["hallucination"] for h in added]
+    assert 0 == values[0] > values[1] > values[2] > -1
+    assert judge(" ".join(text), f"{added[1].title()}?!", options=GRADED)["hallucination"] == values[1]
+    assert judge(" ".join(text), added[1], options=GRADED | {"rules": "none"})["hallucination"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "hypothesis", "value"),
+    [
+        *((SENTENCE, f"{SENTENCE} thank you so much for watching", -1 / 2), (SENTENCE, f"{SENTENCE} a", 36 / 37 - 1)),
+        *((SENTENCE, "", 0.0), (SENTENCE, SENTENCE.replace("call", "cold"), 0.0), ("", "", 0.0), ("", "you", -1 / 2)),
+        (" ".join("abcdefg"), " ".join(["you"] * 7), -1 / 2),  # nothing is inserted, six are repeated
+        *((f"{SENTENCE} " * 3, f"{SENTENCE} ".replace("call", "cold") * 3, 0.0), ("ten", "10000000", 0.0)),
+        *(("so", "s" + "o" * 8, -1 / 2), ("so", "s" + "o" * 7, 0.0)),
+        *(("\u4f60\u597d\u4e16\u754c", "hello world", -1.0), ("hello world", "\u4f60\u597d\u4e16\u754c", -1.0)),
+        ("hello big world", "hello big \u754c", 2 / 3 / 0.7 - 1),
+    ],
+)
+def test_graded_values(text, hypothesis, value):
+    out = judge(text, hypothesis, options=GRADED)
+    assert out["hallucination"] == pytest.approx(value) and out["hallucinated"] == (value <= -1 / 2)
 
 
 def test_keywords_are_whole_units_and_phrases():
@@ -199,7 +231,8 @@ def test_rows_without_keywords_are_null_and_listed_words_that_nobody_says_are_ri
 def test_family_behind_the_scorer():
     texts = [("a b", "a b"), (None, "a"), ("a", None), ("?!", "a"), ("", "")]
     rows = [*(sample(text=t, hypothesis=h) for t, h in texts), sample(np.full(9, np.nan), text="a b", hypothesis="a")]
-    with Scorer(["asr_accuracy", "asr_wer[language=en]", "asr_keywords"], workers=2) as scorer:
+    graded = "asr_hallucination[graded=true]"
+    with Scorer(["asr_accuracy", "asr_wer[language=en]", "asr_keywords", graded], workers=2) as scorer:
         assert scorer._pool is None  # sending the waveform to a worker takes longer than the rules
         scorer.dry_run()
         table = scorer.score(rows)
@@ -208,7 +241,7 @@ def test_family_behind_the_scorer():
     errors = [s.error for s in table["asr_accuracy"]][1:4]
     assert errors == ["no reference text", "no hypothesis", "the reference text is empty after normalisation"]
     assert table["asr_wer[language=en]"][4].value is None and table["asr_keywords"][0].error == "no keywords"
-    assert meta["asr_accuracy"]["version"] == "rules-2, text basic-3"
+    assert [meta[n]["version"].split(",")[0] for n in ("asr_accuracy", graded)] == ["rules-2", "rules-2 graded"]
     assert not meta["asr_wer[language=en]"]["higher_is_better"]
 
 
