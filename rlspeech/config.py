@@ -170,7 +170,7 @@ class PPO(Strict):
 class DiffRO(Strict):
     """Differentiable reward optimisation (``algos/diffro.py``; arXiv 2507.05911); temperature, hardness and weights are not given there."""
 
-    reward: str = conf("embedded", "tts: checkpoint of pretrain --task token-reward; flowse, avse: dnsmos, distillmos")
+    reward: str = conf("embedded", "tts: checkpoint of pretrain --task token-reward; else the reward if none is given")
     tau: Positive = conf(1.0, "temperature of the Gumbel-softmax at the first step")
     tau_end: Positive | None = conf(None, "last step's temperature, reached geometrically; null: tau (HPRO: 0.8)")
     hard: bool = conf(True, "straight-through: one-hot tokens to the reward, the gradient through the soft ones")

@@ -14,10 +14,10 @@ stopped, or loops, is left out: its length is given, no gradient can end it, and
 it was trained on.
 
 Both together: GRPO on every rollout; DiffRO on those with an advantage above 0 (``diffro.on``), after the rows above are dropped, times
-``diffro.weight``; one KL, GRPO's. The mean is over all rows of an update, so that a filter that keeps little asks for little.
-``on=all`` drops nothing at all, the naive sum, for comparison; alone, DiffRO knows no advantage, and ``all`` takes the rows that did not
-stop, or loop, as well. Logged: the share that is kept, what the others were dropped for, both
-gradients' sizes and their cosine.
+``diffro.weight``; one KL, GRPO's. Of a waveform's rewards those with a gradient are DiffRO's, the others GRPO's. The mean is over all rows
+of an update, so that a filter that keeps little asks for little. ``on=all`` drops nothing at all, the naive sum, for comparison; alone,
+DiffRO knows no advantage, and ``all`` takes the rows that did not stop, or loop, as well. Logged: the share that is kept, what the others
+were dropped for, both gradients' sizes and their cosine.
 """
 
 from __future__ import annotations
@@ -100,6 +100,9 @@ class _Soft(PolicyUpdate):
 
     def note_kept(self, experience: Experience, rollout: Rollout, wanted: Tensor, *, drop: bool = True) -> Tensor:
         """Rows (N,) bool that DiffRO sees: those wanted, without the unfinished and the looping ones; kept and logged."""
+        if getattr(self.soft, "divides", False):
+            soft = cast(Any, self.soft)
+            soft.settle(self.ranks.rows(rollout, experience.prompts, soft.measure(rollout.samples))[2][0])
         finished, straight = sound_rows(rollout)
         kept = wanted & finished & straight if drop else wanted
         experience.extra["kept"] = kept
@@ -207,6 +210,11 @@ class GRPODiffRO(_Soft, GRPO):
     """GRPO on every rollout, and DiffRO on the better ones."""
 
     name = "grpo+diffro"
+
+    def advantage_of(self, rollout: Rollout, scores: Columns, specs: Specs, base: Columns | None = None) -> Judged:
+        """GRPO's, of the rewards whose gradient is not followed."""
+        own = [s for s in specs if s not in getattr(self.soft, "specs", ())]
+        return super().advantage_of(rollout, scores, own or specs, base)
 
     def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
         super().assign_credit(experience, rollout)

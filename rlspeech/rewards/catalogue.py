@@ -159,6 +159,10 @@ BUILTIN: tuple[Entry, ...] = (
     Entry("llm", _P + "llm.judge:LlmJudge", _LLM, min_s=0.3),
 )
 
+# columns with a gradient to the waveform, which DiffRO can follow: the class has ``predict``, or ``soft`` where it compares
+_SOFT = "dnsmos pdnsmos dnsmos_p808 dnsmos_fast distillmos stoi si_sdr lsd speaker_similarity speech_bert_score squim"
+SOFT = tuple(column for entry in BUILTIN if entry.family in _SOFT.split() for column in entry.columns)
+
 # in place of the entry of that name where ``recogniser`` is given: it needs a hypothesis, or a waveform to get one from
 RECOGNISED = Entry("asr", _P + "speech_rules:RecognisedText", _ASR, TEXT | {"transcript"}, requires=FUZZ, **SPOKEN)
 RECOGNISERS = ("wer", "tts", RECOGNISED.family)  # families that take one

@@ -104,13 +104,13 @@ class DistillMos:
         return f"distillmos-v7-{digest(weights_in(*WEIGHTS))}, windows of 7.68 s, short clips repeated"
 
     @cached_property
-    def net(self) -> DistillMosNet:
+    def predict(self) -> DistillMosNet:
         """The net on its device."""
         return load_distillmos(self.device)
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
         """Score the windows of all clips together."""
         parts = [windows(torch.from_numpy(s.wav)[None])[:, 0].numpy() for s in samples]
-        rated = batched([w for part in parts for w in part], self.net, self.device)
+        rated = batched([w for part in parts for w in part], self.predict, self.device)
         means = [part.mean() for part in torch.stack(rated).split([len(p) for p in parts])]
         return [{columns[0]: Score(float(mean))} for mean in means]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlspeech.models.spectra import level_normalise, mel_filters
-from rlspeech.rewards.encoders import digest, weights_in
+from rlspeech.rewards.encoders import LEVEL_DBFS, digest, weights_in
 from rlspeech.types import Sample, Score
 
 RATE_HZ, HOP = 16000, 160
@@ -217,6 +217,7 @@ class Dnsmos:
 
     kind = "p835"
     official = True
+    heads = ("sig", "bak", "ovrl")  # of ``predict``
 
     def __init__(
         self, device: str = "cpu", engine: str = "auto", level_dbfs: float | None = None, threads: int = 0
@@ -237,6 +238,14 @@ class Dnsmos:
     def net(self) -> P835Net | P808Net:
         """The torch module."""
         return (P808Net() if self.kind == "p808" else P835Net(self.kind == "pp835", raw=True)).to(self.device)
+
+    @cached_property
+    def predict(self) -> nn.Module:
+        """The net with a gradient to the clips as they are, at one level: (N, T) -> (N, 3); of P.808, which knows no level, (N, 1)."""
+        if self.kind == "p808":
+            return self.net
+        level = LEVEL_DBFS if self.level_dbfs is None else self.level_dbfs
+        return P835Net(self.kind == "pp835", level).to(self.device)
 
     def raw(self, wavs: np.ndarray) -> np.ndarray:
         """Net outputs of equally long stretches: (N, T) -> (N, 3) or (N, 1)."""
@@ -298,7 +307,7 @@ class FastDnsmos(Dnsmos):
 
     official = False
 
-    def __init__(self, device: str = "cpu", *, level_dbfs: float | None = -25.0, **how: Any) -> None:
+    def __init__(self, device: str = "cpu", *, level_dbfs: float | None = LEVEL_DBFS, **how: Any) -> None:
         super().__init__(device, level_dbfs=level_dbfs, **how)
 
 

@@ -244,6 +244,15 @@ def batched(
     return [known[k] for k in keys]
 
 
+def encoded(wavs: Sequence[Tensor], encode: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Encode waveforms (T_i,) with their gradients, those of one length together."""
+    out: dict[int, Tensor] = {}
+    for length in {len(w) for w in wavs}:
+        rows = [i for i, w in enumerate(wavs) if len(w) == length]
+        out.update(zip(rows, encode(torch.stack([wavs[i] for i in rows])), strict=True))
+    return [out[i] for i in range(len(wavs))]
+
+
 def load_encoder(
     name: str | None, embedded: str, classes: Sequence[str], device: str, what: str
 ) -> tuple[Any, Any, str]:
@@ -315,7 +324,38 @@ def prepared(wavs: Tensor, extractor: Any) -> Tensor:
     return wavs
 
 
-class SpeakerSimilarity:
+class _Encoded:
+    """A family that compares encodings of a waveform and of its reference, which is encoded once for the G rollouts of a group."""
+
+    device: str
+    _cache: Cache[bytes, Tensor]
+
+    def encode(self, wavs: Tensor) -> Tensor:
+        """(N, T) at 16 kHz -> (N, ...)."""
+        raise NotImplementedError
+
+    def compare(self, output: Tensor, reference: Tensor) -> dict[str, Tensor]:
+        """Values by column of two encodings."""
+        raise NotImplementedError
+
+    def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
+        ours, out = batched([s.wav for s in samples], self.encode, self.device), []
+        with torch.inference_mode():
+            for a, b in zip(ours, self._references(samples), strict=True):
+                values = {name: float(value) for name, value in self.compare(a, b).items()}
+                out.append({c: Score(values[c], detail={k: v for k, v in values.items() if k != c}) for c in columns})
+        return out
+
+    def soft(self, wavs: list[Tensor], samples: list[Sample], columns: list[str]) -> list[dict[str, Tensor]]:
+        """Values with a gradient to the waveforms (T_i,)."""
+        pairs = zip(encoded(wavs, self.encode), self._references(samples), strict=True)
+        return [self.compare(a, b.clone()) for a, b in pairs]
+
+    def _references(self, samples: Sequence[Sample]) -> list[Tensor]:
+        return batched([s.target for s in samples if s.target is not None], self.encode, self.device, self._cache)
+
+
+class SpeakerSimilarity(_Encoded):
     """``speaker_similarity``: the cosine between the speaker embeddings of a waveform and of its reference.
 
     Args:
@@ -333,28 +373,24 @@ class SpeakerSimilarity:
         own = isinstance(self._net, SpeakerNet)
         self.version = version if own else f"{version} ({type(self._net).__name__})"
 
-    def embed(self, wavs: Tensor) -> Tensor:
+    def encode(self, wavs: Tensor) -> Tensor:
         """Embeddings of length 1: (N, T) at 16 kHz -> (N, D)."""
         out = self._net(prepared(wavs, self._extractor))
         return F.normalize(out if isinstance(out, Tensor) else out.embeddings, dim=-1)
 
-    def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
-        ours = batched([s.wav for s in samples], self.embed, self.device)
-        theirs = batched([s.target for s in samples if s.target is not None], self.embed, self.device, self._cache)
-        with torch.inference_mode():
-            cosine = (torch.stack(ours) * torch.stack(theirs)).sum(-1).float().cpu()
-        return [{columns[0]: Score(float(c))} for c in cosine]
+    def compare(self, output: Tensor, reference: Tensor) -> dict[str, Tensor]:
+        return {"speaker_similarity": (output * reference).sum()}
 
 
-def bert_score(output: Tensor, reference: Tensor) -> tuple[float, float, float]:
+def bert_score(output: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Precision, recall and F1 of frame features (L, D) and (L', D)."""
     similarity = F.normalize(output.float(), dim=-1) @ F.normalize(reference.float(), dim=-1).T
-    precision, recall = float(similarity.amax(1).mean()), float(similarity.amax(0).mean())
+    precision, recall = similarity.amax(1).mean().double(), similarity.amax(0).mean().double()
     total = precision + recall
-    return precision, recall, 2 * precision * recall / total if total > 0 else 0.0
+    return precision, recall, 2 * precision * recall / total if total > 0 else torch.zeros_like(total)
 
 
-class SpeechBertScore:
+class SpeechBertScore(_Encoded):
     """``speech_bert_score`` (precision), ``speech_bert_recall``, ``speech_bert_f1`` (Saeki et al., Interspeech 2024).
 
     With frame features a_i of the output and b_j of the reference: precision = mean_i max_j cos(a_i, b_j), recall = mean_j max_i
@@ -379,19 +415,13 @@ class SpeechBertScore:
             self._layer = min(depth, round(0.6 * depth) if layer is None else layer)
             self.version += f" layer {self._layer}"
 
-    def features(self, wavs: Tensor) -> Tensor:
+    def encode(self, wavs: Tensor) -> Tensor:
         """Frame features: (N, T) at 16 kHz -> (N, L, D)."""
         wavs = prepared(wavs, self._extractor)
         if self._layer is None:
             return cast(Tensor, self._net(wavs))
         return cast(Tensor, self._net(wavs, output_hidden_states=True).hidden_states[self._layer])
 
-    def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
-        ours = batched([s.wav for s in samples], self.features, self.device)
-        theirs = batched([s.target for s in samples if s.target is not None], self.features, self.device, self._cache)
-        out, names = [], ("speech_bert_score", "speech_bert_recall", "speech_bert_f1")
-        with torch.inference_mode():
-            for a, b in zip(ours, theirs, strict=True):
-                values = dict(zip(names, bert_score(a, b), strict=True))
-                out.append({c: Score(values[c], detail={k: v for k, v in values.items() if k != c}) for c in columns})
-        return out
+    def compare(self, output: Tensor, reference: Tensor) -> dict[str, Tensor]:
+        names = ("speech_bert_score", "speech_bert_recall", "speech_bert_f1")
+        return dict(zip(names, bert_score(output, reference), strict=True))

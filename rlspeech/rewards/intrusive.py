@@ -7,6 +7,8 @@ a number.
 STOI and extended STOI (Taal et al. 2011; Jensen and Taal 2016) are computed in numpy from one front end. The reference implementation
 is ``pystoi``, and the constants and the resampling filter are its: here segments are views of one array, and frames and overlap-add
 have no loops. They agree to 1e-9. What pystoi answers with 1e-5 and a warning (too little speech) is an error here.
+
+All but PESQ have a gradient: where the degraded waveform is a torch tensor, the same lines run in torch, in double precision on the host.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from rlspeech.types import Sample, Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_LENGTH_GAP_S = 0.25
 MAX_PESQ_S = 60.0  # the C code's buffers overflow on long recordings; longer ones are scored in equal parts
@@ -30,12 +35,31 @@ SEGMENT, BETA_DB, RANGE_DB = 30, -15.0, 40.0
 EPS64 = float(np.finfo(np.float64).eps)
 
 
-def stoi_estoi(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> tuple[float, float]:
+def _doubles(*wavs: Any) -> tuple[Any, ...]:
+    """What computes, numpy or torch as the last one of the waveforms (T,) is, and all of them there in double precision."""
+    if isinstance(wavs[-1], np.ndarray):
+        return np, *(w.astype(np.float64) for w in wavs)
+    import torch
+
+    return torch, *(torch.as_tensor(w).cpu().double() for w in wavs)
+
+
+def _root(x: Any) -> Any:
+    """Square root; of a tensor one whose gradient at 0 is 0."""
+    return np.sqrt(x) if isinstance(x, np.ndarray) else x.clamp_min(1e-30).sqrt()
+
+
+def _views(x: Any, size: int, step: int = 1) -> Any:
+    """Stretches of ``size`` along the first axis of (T, ...), one each ``step``: (n, ..., size)."""
+    return sliding_window_view(x, size, axis=0)[::step] if isinstance(x, np.ndarray) else x.unfold(0, size, step)
+
+
+def stoi_estoi(reference: np.ndarray, degraded: Any, sample_rate: int) -> tuple[Any, Any]:
     """Intelligibility of ``degraded`` given ``reference``.
 
     Args:
         reference: (T,) clean speech.
-        degraded: (T,) processed speech, aligned.
+        degraded: (T,) processed speech, aligned; a tensor where its gradient is wanted.
         sample_rate: of both, in Hz.
 
     Returns:
@@ -44,32 +68,29 @@ def stoi_estoi(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) ->
     Raises:
         ValueError: fewer than 30 frames (0.4 s) of the reference are within 40 dB of its loudest one.
     """
-    x, y = _drop_silence(_to_10k(reference, sample_rate), _to_10k(degraded, sample_rate))
-    bx, by = _bands(x), _bands(y)  # (frames, bands)
+    xp, *pair = _doubles(reference, degraded)
+    bx, by = (_bands(xp, w) for w in _drop_silence(xp, *(_to_10k(w, sample_rate) for w in pair)))  # (frames, bands)
     if len(bx) < SEGMENT:
         raise ValueError(f"too little speech in the reference ({len(bx)} frames, at least {SEGMENT})")
-    sx = sliding_window_view(bx, SEGMENT, axis=0)  # (segments, bands, 30), views
-    sy = sliding_window_view(by, SEGMENT, axis=0)
-    estoi = float(np.einsum("sbn,sbn->", _normalise(sx), _normalise(sy)) / SEGMENT / len(sx))
-    return _stoi(sx, sy), estoi
+    sx, sy = _views(bx, SEGMENT), _views(by, SEGMENT)  # (segments, bands, 30), views
+    estoi = xp.einsum("sbn,sbn->", _normalise(xp, sx), _normalise(xp, sy)) / SEGMENT / len(sx)
+    return _stoi(xp, sx, sy), estoi
 
 
-def _stoi(sx: np.ndarray, sy: np.ndarray) -> float:
-    scale = np.linalg.norm(sx, axis=2, keepdims=True) / (np.linalg.norm(sy, axis=2, keepdims=True) + EPS64)
-    clipped = np.minimum(sy * scale, sx * (1 + 10 ** (-BETA_DB / 20)))
+def _stoi(xp: Any, sx: Any, sy: Any) -> Any:
+    norm = xp.linalg.norm
+    scale = norm(sx, axis=2, keepdims=True) / (norm(sy, axis=2, keepdims=True) + EPS64)
+    clipped = xp.minimum(sy * scale, sx * (1 + 10 ** (-BETA_DB / 20)))
     a, b = clipped - clipped.mean(2, keepdims=True), sx - sx.mean(2, keepdims=True)
-    dots = np.einsum("sbn,sbn->sb", a, b)
-    norms = (np.linalg.norm(a, axis=2) + EPS64) * (np.linalg.norm(b, axis=2) + EPS64)
-    return float((dots / norms).mean())
+    return (xp.einsum("sbn,sbn->sb", a, b) / ((norm(a, axis=2) + EPS64) * (norm(b, axis=2) + EPS64))).mean()
 
 
-def _normalise(segments: np.ndarray) -> np.ndarray:
+def _normalise(xp: Any, segments: Any) -> Any:
     """Zero mean and length 1 of every band over time, then of every frame over the bands."""
-    rows = segments - segments.mean(2, keepdims=True)
-    rows /= np.linalg.norm(rows, axis=2, keepdims=True) + EPS64
-    rows -= rows.mean(1, keepdims=True)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True) + EPS64
-    return cast(np.ndarray, rows)
+    for axis in (2, 1):
+        segments = segments - segments.mean(axis, keepdims=True)
+        segments = segments / (xp.linalg.norm(segments, axis=axis, keepdims=True) + EPS64)
+    return segments
 
 
 @lru_cache(maxsize=1)
@@ -92,75 +113,83 @@ def _filter(up: int, down: int) -> np.ndarray:
     return cast(np.ndarray, taps / taps.sum())
 
 
-def _to_10k(wav: np.ndarray, sample_rate: int) -> np.ndarray:
-    wav = wav.astype(np.float64)
+def _to_10k(wav: Any, sample_rate: int) -> Any:
     if sample_rate == STOI_HZ:
         return wav
+    from scipy.fft import next_fast_len  # type: ignore[import-untyped]
     from scipy.signal import resample_poly  # type: ignore[import-untyped]
 
     common = int(np.gcd(STOI_HZ, sample_rate))
     up, down = STOI_HZ // common, sample_rate // common
-    return np.asarray(resample_poly(wav, up, down, window=_filter(up, down)))
+    taps = _filter(up, down)
+    if isinstance(wav, np.ndarray):
+        return np.asarray(resample_poly(wav, up, down, window=taps))
+    import torch  # the same by spectra, which have a gradient
+
+    spread = torch.nn.functional.pad(wav[:, None], (0, up - 1)).ravel()
+    size = next_fast_len(len(spread) + len(taps), real=True)
+    spectrum = torch.fft.rfft(spread, size) * torch.fft.rfft(torch.from_numpy(up * taps), size)
+    return torch.fft.irfft(spectrum, size)[len(taps) // 2 :][: len(spread) : down]
 
 
-def _frames(x: np.ndarray) -> np.ndarray:
+def _frames(xp: Any, x: Any) -> Any:
     """Windowed frames (L, 256) at half overlap. A last frame that ends with the signal is left out, as in the reference code."""
     if len(x) <= FRAME:
-        return np.zeros((0, FRAME))
-    return np.asarray(sliding_window_view(x[:-1], FRAME)[:: FRAME // 2] * np.hanning(FRAME + 2)[1:-1])
+        return x[:0].reshape(0, FRAME)
+    return _views(x[:-1], FRAME, FRAME // 2) * xp.asarray(np.hanning(FRAME + 2)[1:-1])
 
 
-def _drop_silence(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    fx, fy = _frames(x), _frames(y)
+def _drop_silence(xp: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    fx, fy = _frames(xp, x), _frames(xp, y)
     if not len(fx):
         return x[:0], y[:0]
-    level_db = 20 * np.log10(np.linalg.norm(fx, axis=1) + EPS64)
+    level_db = 20 * xp.log10(xp.linalg.norm(fx, axis=1) + EPS64)
     keep = level_db > level_db.max() - RANGE_DB
-    return _overlap_add(fx[keep]), _overlap_add(fy[keep])
+    return _overlap_add(xp, fx[keep]), _overlap_add(xp, fy[keep])
 
 
-def _overlap_add(frames: np.ndarray) -> np.ndarray:
+def _overlap_add(xp: Any, frames: Any) -> Any:
     half = FRAME // 2
-    out = np.zeros((len(frames) + 1) * half)
+    out = xp.zeros((len(frames) + 1) * half, dtype=xp.float64)
     out[:-half] += frames[:, :half].ravel()
     out[half:] += frames[:, half:].ravel()
     return out
 
 
-def _bands(x: np.ndarray) -> np.ndarray:
-    frames = _frames(x)
-    spectrum = np.fft.rfft(frames, N_FFT)
-    return cast(np.ndarray, np.sqrt((spectrum.real**2 + spectrum.imag**2) @ _band_matrix()))
+def _bands(xp: Any, x: Any) -> Any:
+    spectrum = xp.fft.rfft(_frames(xp, x), N_FFT)
+    return _root((spectrum.real**2 + spectrum.imag**2) @ xp.asarray(_band_matrix()))
 
 
-def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
+def si_sdr(reference: np.ndarray, degraded: Any) -> Any:
     """Scale-invariant signal-to-distortion ratio of (T,) and (T,) in dB, means removed (Le Roux et al. 2019), at most 120."""
-    x, y = reference.astype(np.float64), degraded.astype(np.float64)
+    xp, x, y = _doubles(reference, degraded)
     x, y = x - x.mean(), y - y.mean()
-    dust = EPS * EPS * max(float(np.dot(y, y)), 1e-200)  # relative: any level will do
-    target = x * (np.dot(x, y) / max(float(np.dot(x, x)), 1e-200))
+    dust = EPS * EPS * max(xp.dot(y, y).item(), 1e-200)  # relative: any level will do
+    target = x * (xp.dot(x, y) / max(xp.dot(x, x).item(), 1e-200))
     noise = y - target
-    signal, rest = float(np.dot(target, target)), float(np.dot(noise, noise))
-    return float(np.clip(10 * np.log10((signal + dust) / (rest + dust)), -120.0, 120.0))
+    ratio = (xp.dot(target, target) + dust) / (xp.dot(noise, noise) + dust)
+    return (10 * xp.log10(ratio)).clip(-120.0, 120.0)
 
 
-def log_spectral_distance(reference: np.ndarray, degraded: np.ndarray, n_fft: int = 512, hop: int = 128) -> float:
+def log_spectral_distance(reference: np.ndarray, degraded: Any, n_fft: int = 512, hop: int = 128) -> Any:
     """Root-mean-square difference of the power spectra in dB over the bins, averaged over the frames (Gray and Markel 1976).
 
     Of (T,) and (T,), in Hann windows of ``n_fft`` samples. Both spectra are floored 80 dB below the reference's strongest bin: silence
     against silence is no distance. Level counts.
     """
-    window = np.hanning(n_fft + 1)[:-1]
+    xp, *pair = _doubles(reference, degraded)
+    window = xp.asarray(np.hanning(n_fft + 1)[:-1])
 
-    def power(x: np.ndarray) -> np.ndarray:
-        x = np.pad(x.astype(np.float64), (0, max(0, n_fft - len(x))))
-        spectrum = np.fft.rfft(sliding_window_view(x, n_fft)[::hop] * window)
+    def power(x: Any) -> Any:
+        x = xp.concatenate([x, xp.zeros(max(0, n_fft - len(x)), dtype=xp.float64)])
+        spectrum = xp.fft.rfft(_views(x, n_fft, hop) * window)
         return spectrum.real**2 + spectrum.imag**2
 
-    p, q = power(reference), power(degraded)
-    floor = p.max() * 1e-8 + 1e-20
-    difference = 10 * np.log10(np.maximum(p, floor) / np.maximum(q, floor))
-    return float(np.sqrt((difference**2).mean(1)).mean())
+    p, q = map(power, pair)
+    floor = xp.asarray(p.max() * 1e-8 + 1e-20)
+    difference = 10 * xp.log10(xp.maximum(p, floor) / xp.maximum(q, floor))
+    return _root((difference**2).mean(1)).mean()
 
 
 def lag(reference: np.ndarray, degraded: np.ndarray, max_lag: int) -> tuple[int, float, float]:
@@ -168,7 +197,7 @@ def lag(reference: np.ndarray, degraded: np.ndarray, max_lag: int) -> tuple[int,
 
     Returns the normalised correlation there as well, and the one at delay 0.
     """
-    from scipy.fft import irfft, next_fast_len, rfft  # type: ignore[import-untyped]
+    from scipy.fft import irfft, next_fast_len, rfft
 
     size = next_fast_len(len(reference) + max_lag, real=True)
     product = rfft(degraded.astype(np.float64), size) * np.conj(rfft(reference.astype(np.float64), size))
@@ -188,17 +217,32 @@ class _Paired:
         out = []
         for s in samples:
             assert s.target is not None
-            gap = abs(len(s.wav) - len(s.target)) / s.sample_rate
-            if gap > MAX_LENGTH_GAP_S:
-                out.append(dict.fromkeys(columns, Score(None, f"length differs from the reference by {gap:.2f} s")))
-                continue
-            n = min(len(s.wav), len(s.target))
-            scores = self.pair(s.target[:n], s.wav[:n], s.sample_rate)
+            n, gap = min(len(s.wav), len(s.target)), abs(len(s.wav) - len(s.target)) / s.sample_rate
+            try:
+                if gap > MAX_LENGTH_GAP_S:
+                    raise ValueError(f"length differs from the reference by {gap:.2f} s")
+                scores = self.pair(s.target[:n], s.wav[:n], s.sample_rate)
+            except ValueError as error:
+                scores = dict.fromkeys(columns, Score(None, str(error)))
             out.append({c: scores[c] for c in columns})
         return out
 
+    def soft(self, wavs: list[Tensor], samples: list[Sample], columns: list[str]) -> list[dict[str, Tensor]]:
+        """Values with a gradient to the waveforms, which ``samples`` hold as numbers; none of what ``compute`` has no value of."""
+        out = []
+        for wav, s, scores in zip(wavs, samples, self.compute(samples, columns), strict=True):
+            known = [c for c in columns if scores[c].value is not None]
+            reference, n = cast(np.ndarray, s.target), min(len(s.wav), len(cast(np.ndarray, s.target)))
+            values = self.measure(reference[:n], wav[:n], s.sample_rate) if known else {}
+            out.append({c: values[c] for c in known})
+        return out
+
     def pair(self, reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, Score]:
-        """Return the scores by column of two waveforms (T,)."""
+        """Return the scores by column of two waveforms (T,); ``ValueError`` says why there are none."""
+        return {c: Score(float(value)) for c, value in self.measure(reference, degraded, sample_rate).items()}
+
+    def measure(self, reference: np.ndarray, degraded: Any, sample_rate: int) -> dict[str, Any]:
+        """Return the values by column of two waveforms (T,), of a tensor with their gradients."""
         raise NotImplementedError
 
 
@@ -243,12 +287,8 @@ class Stoi(_Paired):
 
     version = "stoi-1 (as pystoi 0.4)"
 
-    def pair(self, reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, Score]:
-        try:
-            stoi, estoi = stoi_estoi(reference, degraded, sample_rate)
-        except ValueError as error:
-            return {c: Score(None, str(error)) for c in ("stoi", "estoi")}
-        return {"stoi": Score(stoi), "estoi": Score(estoi)}
+    def measure(self, reference: np.ndarray, degraded: Any, sample_rate: int) -> dict[str, Any]:
+        return dict(zip(("stoi", "estoi"), stoi_estoi(reference, degraded, sample_rate), strict=True))
 
 
 class SiSdr(_Paired):
@@ -269,7 +309,10 @@ class SiSdr(_Paired):
         detail = {"lag_ms": round(lag_ms, 3), "lag_correlation": round(there, 4)}
         if abs(lag_ms) > SHIFT_MS and there > SHIFT_CORRELATION and here < 0.5 * there:
             return {"si_sdr": Score(None, f"shifted by {lag_ms:.1f} ms against the reference", detail)}
-        return {"si_sdr": Score(si_sdr(reference, degraded), detail=detail)}
+        return {"si_sdr": Score(float(si_sdr(reference, degraded)), detail=detail)}
+
+    def measure(self, reference: np.ndarray, degraded: Any, sample_rate: int) -> dict[str, Any]:
+        return {"si_sdr": si_sdr(reference, degraded)}
 
 
 class Lsd(_Paired):
@@ -277,6 +320,6 @@ class Lsd(_Paired):
 
     version = "lsd-1 (n_fft 512, hop 128, floor -80 dB)"  # at 16 kHz
 
-    def pair(self, reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> dict[str, Score]:
+    def measure(self, reference: np.ndarray, degraded: Any, sample_rate: int) -> dict[str, Any]:
         n_fft, hop = round(0.032 * sample_rate), round(0.008 * sample_rate)  # 512 and 128 at 16 kHz
-        return {"lsd": Score(log_spectral_distance(reference, degraded, n_fft, hop))}
+        return {"lsd": log_spectral_distance(reference, degraded, n_fft, hop)}

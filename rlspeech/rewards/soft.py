@@ -4,11 +4,11 @@ Of sampled tokens the token-to-text network answers what a recogniser answers of
 the loop. Of relaxed tokens it is arXiv 2507.05911's objective: R = log-posterior of the text (a mean over its pieces) + the weighted
 log-probabilities of attributes. Both are in nats, so that weights mean the same for every head.
 
-Of enhanced speech it is DNSMOS or DistillMOS. Their raw gradient with respect to the waveform is adversarial: eight steps along the sign
-of DNSMOS's, no sample moved by more than 0.008, lift the score of a noisy clip by a point and nothing audible. It points where this very
-net, on this very grid of frames, is blind, so it is averaged over what does not matter to a listener (the smoothing of arXiv 1706.03825,
-as part of the objective): faint noise, a crop at another phase of the frames, a low-pass. The score that is climbed is the mean over such
-copies.
+Of enhanced speech it is any composition of rewards that have one (``SoftMix``). What compares with the reference is taken as it is scored.
+A predicted MOS is not: its raw gradient is adversarial. Eight steps along the sign of DNSMOS's, no sample moved by more than 0.008, lift
+the score of a noisy clip by a point and nothing audible. It points where this very net, on this very grid of frames, is blind, so it is
+averaged over what does not matter to a listener (the smoothing of arXiv 1706.03825, as part of the objective): faint noise, a crop at
+another phase of the frames, a low-pass. The score that is climbed is the mean over such copies.
 
 Measured. Eight such steps on two noisy clips: OVRL from 1.5 to 3.5 by the raw gradient, to 2.2 by that of 4 copies (2.6 by 16), while
 P.808 and PESQ fell in every case. Through the embedded enhancer, 14 steps of 8 clips: OVRL +0.07 by 4 copies and +0.05 raw, PESQ -0.04
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,20 +28,22 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from rlspeech.config import RewardSpec
+from rlspeech.data.audio import resample
 from rlspeech.data.batches import seed_of
 from rlspeech.data.text import get_normaliser
 from rlspeech.models.token_reward import IGNORED, TokenReward, load_token_reward
-from rlspeech.rewards.distillmos import load_distillmos
-from rlspeech.rewards.dnsmos import HOP, RATE_HZ, P835Net
+from rlspeech.rewards.base import MAX_ABS, Request, build, column_of, gate, resolve
+from rlspeech.rewards.catalogue import SOFT, Entry
+from rlspeech.rewards.dnsmos import HOP, RATE_HZ
+from rlspeech.rewards.mix import divisor
+from rlspeech.rewards.scorer import FULL_SCALE_PEAK
 from rlspeech.rewards.speech_rules import TextScores
 from rlspeech.types import Relaxed, Sample, Score, UserError
 
 TEXT = "basic-1"  # as the network's training texts are written
 BATCH = 64
 COLUMN = {"sex": "sex", "speaker": "speaker_id"}  # attribute -> the manifest's column that names its value
-# what of enhanced speech is differentiable -> the column that scores it
-MOS = {"dnsmos": "dnsmos_ovrl", "distillmos": "distillmos"}
-LEVEL_DBFS = -25.0
 SHORTEST = RATE_HZ // 5  # samples that the nets need
 NOISE_DB = (25.0, 40.0)  # of a copy's noise below its speech
 CROP = 0.1  # longest part of the clip that a copy lacks
@@ -183,37 +186,104 @@ def _mean(values: Tensor, rows: Tensor) -> float:
     return float(values.detach()[rows].mean()) if bool(rows.any()) else float("nan")
 
 
-class SoftMos:
-    """A predicted MOS of the clip, its mean over ``copies`` altered copies.
+class SoftMix:
+    """A ``types.SoftReward``: a composition of rewards of waveforms, with a gradient to them.
+
+    Each is signed, clamped, divided and weighted as ``mix.compose`` does it. "batch" divides by the spread among all rollouts of a
+    collection, a number (``settle``); of a single reward that would only change what the KL weighs, and it is left as it is.
 
     Args:
-        name: "dnsmos", OVRL of P.835 on the clip as it is, or "distillmos".
-        copies: 1 is the clip itself: the raw gradient.
-        device: where the net goes.
+        specs: the rewards; those of weight 0 are left out.
+        copies: altered ones of a clip that a predicted score is the mean of; 1 is the clip itself: the raw gradient.
+        device: where nets go.
 
     Raises:
-        ImportError: the package with the weights is not installed.
+        UserError: a reward that has no gradient, compares rollouts, or cannot be computed here.
     """
 
-    def __init__(self, name: str = "dnsmos", copies: int = 4, device: torch.device | str = "cpu") -> None:
-        self.copies, self.column = copies, MOS[name]
-        self.net = load_distillmos(device) if name == "distillmos" else P835Net(level_dbfs=LEVEL_DBFS).to(device)
-        self.last: dict[str, float] = {}
+    def __init__(self, specs: Sequence[RewardSpec], copies: int = 4, device: torch.device | str = "cpu") -> None:
+        self.specs, self.copies, self.last = [s for s in specs if s.weight], copies, dict[str, float]()
+        self.divides = len(self.specs) > 1 and any(s.scale == "batch" for s in self.specs)
+        self.units, self.groups = dict.fromkeys((s.name for s in self.specs), 1.0), dict[Any, list[Request]]()
+        for s in self.specs:
+            request = resolve(s.name)
+            if request.column not in SOFT or s.scale == "group" or s.mode == "override":
+                why = f"it can follow {', '.join(SOFT)}, with neither scale: group nor mode: override"
+                raise UserError(f"DiffRO cannot follow {s.name}", why, "--algo grpo")
+            self.groups.setdefault(request.key, []).append(request)
+        self.families: dict[Any, Any] = {key: build(group[0], str(device)) for key, group in self.groups.items()}
+
+    def measure(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+        """Scores (N,) of rollouts by name, nan where there is none."""
+        with torch.no_grad():
+            found = self._scores([torch.from_numpy(s.wav) for s in samples], samples, 0)
+        return {name: values.double().numpy() for name, values in found.items()}
+
+    def settle(self, scores: Mapping[str, np.ndarray]) -> None:
+        """Divide by the spread of these, from ``measure``, until the next ones."""
+        for s in self.specs:
+            if s.scale == "batch" and len(found := np.clip(scores[s.name], *_bounds(s))):
+                self.units[s.name] = float(divisor(found, np.zeros(len(found)), "batch")[0])
 
     def score_soft(self, relaxed: Relaxed, samples: Sequence[Sample]) -> Tensor:
-        """MOS (n,) of waveforms (n, T), with gradient; nan for silence and for less than 0.2 s. See ``types.SoftReward``."""
-        wavs, scores = relaxed.soft, list[Tensor]()
-        for wav, real, sample in zip(wavs, relaxed.mask, samples, strict=True):
-            own = resampled(wav[: int(real.sum())].float(), sample.sample_rate)
-            if len(own) < SHORTEST * (1 + CROP) + HOP or float(own.detach().square().mean().sqrt()) < SILENT:
-                scores.append(own.new_tensor(torch.nan))
-                continue
-            seeds = [seed_of(relaxed.seed, sample.key, c) for c in range(self.copies)]
-            rated = self.net(altered(own, seeds) if self.copies > 1 else own[None])
-            scores.append((rated[:, 2] if rated.ndim == 2 else rated).mean())
-        score = torch.stack(scores) if scores else wavs.new_zeros(0)
-        self.last = {self.column: float(score.detach().nanmean())}
-        return score
+        """Composed reward (n,) of waveforms (n, T), with gradient; nan where one of them has no score. See ``types.SoftReward``."""
+        wavs = [wav[: int(real.sum())].float() for wav, real in zip(relaxed.soft, relaxed.mask, strict=True)]
+        scores = self._scores(wavs, samples, relaxed.seed)
+        self.last = {name: float(values.detach().nanmean()) for name, values in scores.items()}
+        sign = {s.name: 1.0 if column_of(s.name).higher_is_better else -1.0 for s in self.specs}
+        clamped = [sign[s.name] * scores[s.name].clamp(*_bounds(s)) / self.units[s.name] for s in self.specs]
+        parts, skip = torch.stack(clamped, 1), torch.tensor([s.missing == "skip" for s in self.specs])
+        known = parts.isfinite()
+        parts = torch.where(skip.to(known.device) & ~known & known.any(1, keepdim=True), 0.0, parts)
+        return parts @ parts.new_tensor([s.weight for s in self.specs])
+
+    def _scores(self, wavs: list[Tensor], samples: Sequence[Sample], seed: int) -> dict[str, Tensor]:
+        """Scores (n,) by name, with gradient, of waveforms (T_i,) at the samples' rates."""
+        out, null = dict[str, Tensor](), torch.tensor(torch.nan)
+        for key, group in self.groups.items():
+            family, columns = self.families[key], [r.column for r in group]
+            if group[0].entry.needs:
+                rows = _compared(family, group[0].entry, wavs, samples, columns)
+            else:
+                seeds = [[seed_of(seed, s.key, c) for c in range(self.copies)] for s in samples]
+                pairs = zip(wavs, samples, seeds, strict=True)
+                rows = [_predicted(family, resampled(w, s.sample_rate), own, columns) for w, s, own in pairs]
+            for r in group:
+                values = [row.get(r.column, null).float().to(w.device) for w, row in zip(wavs, rows, strict=True)]
+                out[r.asked] = torch.stack(values) if values else torch.zeros(0)
+        return out
+
+
+def _bounds(spec: RewardSpec) -> tuple[float, float]:
+    low, high = spec.bounds
+    return -math.inf if low is None else low, math.inf if high is None else high
+
+
+def _predicted(family: Any, wav: Tensor, seeds: Sequence[int], columns: Sequence[str]) -> dict[str, Tensor]:
+    """Scores of (T,) at 16 kHz by column, means over altered copies; none of silence and of less than 0.2 s."""
+    if len(wav) < SHORTEST * (1 + CROP) + HOP or float(wav.detach().square().mean().sqrt()) < SILENT:
+        return {}
+    rated = family.predict(altered(wav, seeds) if len(seeds) > 1 else wav[None])
+    heads = getattr(family, "heads", ())
+    at = {c: next((i for i, head in enumerate(heads) if c.endswith(head)), 0) for c in columns}
+    return {c: (rated[:, i] if rated.ndim == 2 else rated).mean() for c, i in at.items()}
+
+
+def _compared(
+    family: Any, entry: Entry, wavs: Sequence[Tensor], samples: Sequence[Sample], columns: Sequence[str]
+) -> list[dict[str, Tensor]]:
+    """Scores of waveforms (T_i,) by column, against their references; none of what a scorer gives null."""
+    ready = dict[int, tuple[Tensor, Sample]]()
+    for i, (wav, s) in enumerate(zip(wavs, samples, strict=True)):
+        peak = float(wav.detach().abs().max()) if len(wav) else 0.0
+        wav = wav * (FULL_SCALE_PEAK / peak) if 1 < peak <= MAX_ABS else wav  # as the scorer
+        own = replace(s, wav=wav.detach().cpu().numpy())
+        if gate(own, entry) is None:
+            if entry.sample_rate and own.target is not None:
+                own = replace(own, target=resample(own.target, s.sample_rate, RATE_HZ))
+            ready[i] = resampled(wav, s.sample_rate) if entry.sample_rate else wav, own
+    made = family.soft([w for w, _ in ready.values()], [s for _, s in ready.values()], columns)
+    return [dict(zip(ready, made, strict=True)).get(i, {}) for i in range(len(wavs))]
 
 
 def altered(wav: Tensor, seeds: Sequence[int]) -> Tensor:

@@ -33,6 +33,8 @@ class Squim:
         UserError: torchaudio does not import, or no weights are given.
     """
 
+    heads = ("squim_stoi", "squim_pesq", "squim_si_sdr")  # of ``predict``
+
     def __init__(self, weights: str | None = None, download: bool = False, device: str = "cpu") -> None:
         if reason := torchaudio_problem():
             raise UserError("torchaudio cannot be used here", reason, "rlspeech doctor")
@@ -49,14 +51,16 @@ class Squim:
             hint = "squim_pesq[download=true], or squim_pesq[weights=FILE.safetensors]"
             raise UserError("squim needs weights", "nothing is downloaded unless you ask for it", hint)
         self._net = net.eval().requires_grad_(False).to(device)
+        for part in (m for m in net.modules() if isinstance(m, torch.nn.RNNBase) and not m.dropout):
+            part.train()  # cuDNN gives gradients of nothing else
 
     def predict(self, wavs: Tensor) -> Tensor:
-        """(N, T) at 16 kHz -> (N, 3): STOI, PESQ, SI-SDR in dB."""
+        """(N, T) at 16 kHz -> (N, 3): STOI, PESQ, SI-SDR in dB, with a gradient."""
         return torch.stack([x.reshape(-1) for x in self._net(wavs)], 1)
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
-        out, names = [], ("squim_stoi", "squim_pesq", "squim_si_sdr")
+        out = []
         for row in batched([s.wav for s in samples], self.predict, self.device):
-            values = dict(zip(names, row.tolist(), strict=True))
+            values = dict(zip(self.heads, row.tolist(), strict=True))
             out.append({c: Score(values[c], detail={k: v for k, v in values.items() if k != c}) for c in columns})
         return out

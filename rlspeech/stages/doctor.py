@@ -157,10 +157,12 @@ def _threads() -> dict[str, Any]:
 
 def _rewards() -> list[dict[str, Any]]:
     from rlspeech.rewards.base import available
+    from rlspeech.rewards.catalogue import SOFT
 
     return [
         {"name": e.family, "usable": not why_not, "why_not": why_not, "where": e.where}
         | {"help": next(iter(e.columns.values())).help, "columns": list(e.columns), "needs": sorted(e.needs)}
+        | {"differentiable": {*e.columns} <= {*SOFT}}
         for e, why_not in available()
     ]
 
@@ -282,6 +284,7 @@ def _usable(title: str, entries: Any, notes: list[str]) -> None:
             about = f"{e['bytes'] / 1e6:.1f} MB, {about}"
         if e.get("needs"):
             about += f" (needs {' and '.join(e['needs'])})"
+        about += ", differentiable" if e.get("differentiable") else ""
         names = textwrap.wrap(", ".join(e.get("columns", [])) or e["name"], 60)
         rows.append([names[0], "yes" if e["usable"] else "no", about if e["usable"] else e["why_not"]])
         rows += [[more, "", ""] for more in names[1:]]

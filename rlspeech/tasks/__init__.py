@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from rlspeech import log
 from rlspeech.config import RL, GuardSpec, RewardSpec
 from rlspeech.plugins import load, load_function
+from rlspeech.rewards.catalogue import ALIASES
 from rlspeech.tasks.owners import TASKS, check_owners
 from rlspeech.types import UserError
 
@@ -66,18 +67,22 @@ def check_settings(config: RL, task: Task) -> list[str]:
     Raises:
         UserError: such a setting, or DiffRO where nothing can be differentiated.
     """
+    from rlspeech.rewards.base import resolve
+
     if "diffro" in config.algo and not task.relaxes:
         what = f"{config.task} cannot be trained with {config.algo}"
         why = "its rewards count the errors of a text, and a count has no gradient; "
         why += "what has one is the likelihood of a known text, which is supervised training"
         raise UserError(what, why, "--algo grpo, or --set policy_weight=0 --set supervised_weight=1")
-    unused = [] if config.algo != "diffro" or ":" in config.task else [r.name for r in config.rewards]
+    alone = config.algo == "diffro" and ":" not in config.task
+    unused = [resolve(r.name).column for r in config.rewards if r.weight and alone]
     if unused:
-        families = tuple(r.name.partition("_")[0] for r in task.climbed_rewards(config))
+        families = tuple(resolve(r.name).column.partition("_")[0] for r in task.climbed_rewards(config))
         climbed = tuple(name for name in task.climbs if name.startswith(families))
         unused = [name for name in unused if not name.startswith(climbed)]
     if config.policy_weight and unused:
         why = f"diffro follows the gradient of {task.climbed(config)} alone"
+        why += f"; those that have one: {', '.join(task.climbs)}" if len(task.climbs) > 1 else ""
         hint = f"--guard {unused[0]} measures it; leave out --reward, or train with --algo grpo"
         raise UserError(f"--reward {', '.join(unused)} would not be trained", why, hint)
     scaled = [r.name for r in config.rewards if r.scale != RewardSpec.model_fields["scale"].default]
@@ -110,7 +115,6 @@ def complete(config: RL, task: Task) -> RL:
         UserError: settings of another task.
     """
     from rlspeech.rewards.base import available
-    from rlspeech.rewards.catalogue import ALIASES
 
     check_settings(config, task)
     alone, config = config.algo == "diffro", _filled(config, task)
@@ -132,7 +136,6 @@ def complete(config: RL, task: Task) -> RL:
 
 def _computable(guards: list[GuardSpec], missing: Mapping[str, str], out: str | None) -> Iterator[GuardSpec]:
     """Leave out, with a line, what is asked for as ``NAME?`` and cannot be computed; a run that goes on has the guards it began with."""
-    from rlspeech.rewards.catalogue import ALIASES
     from rlspeech.run import settings_of
 
     before = settings_of(out).get("guards") if out else None

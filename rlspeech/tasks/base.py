@@ -17,6 +17,8 @@ from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip, ClipSource, Keys, Videos
 from rlspeech.files import dumps, safe_name, write_text
 from rlspeech.models.hub import load_model, save_model
+from rlspeech.rewards.base import resolve
+from rlspeech.rewards.catalogue import ALIASES, SOFT
 from rlspeech.run import Run
 from rlspeech.scores import step_name
 from rlspeech.stats import Interval, mean_interval
@@ -195,12 +197,12 @@ class Task:
 
 
 class EnhancementTask(Task):
-    """What enhancers share: paired clips, explorations, and the gradient of DNSMOS."""
+    """What enhancers share: paired clips, explorations, and the gradients of rewards of waveforms."""
 
     settings = frozenset("change_weight clip_s diffro.smooth explore probe_settings ratio reduction systems".split())
     valid_metrics = ("estoi", "si_sdr", "dnsmos_ovrl")
     relaxes = True
-    climbs = ("dnsmos_ovrl", "dnsmos_fast_ovrl", "distillmos")
+    climbs = SOFT
     diffro_defaults: ClassVar[dict[str, Any]] = {"group": 1, "kl_beta": 0.1, "lr": 3e-4}
     diffro_guards: ClassVar[dict[str, float | None]] = {
         **{"pesq_wb": 0.1, "estoi": 0.02},
@@ -208,22 +210,22 @@ class EnhancementTask(Task):
     }
 
     def climbed(self, config: RL) -> str:
-        return f"{self.climbed_rewards(config)[0].name}, {config.diffro.smooth} altered copies"
+        names = ", ".join(r.name for r in self.climbed_rewards(config))
+        return f"{names}, {config.diffro.smooth} altered copies" if "mos" in names or "squim" in names else names
 
     def climbed_rewards(self, config: RL) -> list[RewardSpec]:
-        name = "distillmos" if config.diffro.reward == "distillmos" else "dnsmos_ovrl"  # as published
-        return [RewardSpec(name=name, scale="none")]
+        """The rewards with a gradient; beside GRPO where others are left to it. Otherwise the one that ``diffro.reward`` names."""
+        given, name = [r for r in config.rewards if r.weight], config.diffro.reward.replace("embedded", "dnsmos")
+        soft = [r for r in given if resolve(r.name).column in SOFT]
+        if name == "dnsmos" and soft and (config.algo == "diffro" or len(soft) < len(given)):
+            return soft
+        name = ALIASES.get(name, name)
+        return [RewardSpec(name=name if config.policy_weight or name in SOFT else "dnsmos_ovrl", scale="none")]
 
     def soft_reward(self, config: RL, device: torch.device | str = "cpu") -> SoftReward:
-        from rlspeech.rewards.soft import MOS, SoftMos
+        from rlspeech.rewards.soft import SoftMix
 
-        if (name := config.diffro.reward.replace("embedded", "dnsmos")) not in MOS:
-            what = f"no differentiable reward of {config.task} is called {name!r}"
-            raise UserError(what, f"known: {', '.join(MOS)}", "--set diffro.reward=dnsmos")
-        try:
-            return SoftMos(name, config.diffro.smooth, device)
-        except ImportError as error:
-            raise UserError(f"{name} cannot be computed here", str(error), "rlspeech doctor") from error
+        return SoftMix(self.climbed_rewards(config), config.diffro.smooth, device)
 
     def validate(self, model: Any, clips: list[Clip], folder: Run, step: int, scorer: Any, seed: int = 0) -> Numbers:
         samples = enhance_clips(self.enhancer(model, seed=seed), clips)

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from tiny_diffro import CODES, LONGEST, STOP, Chain, Likes, config, judge
+from tiny_ppo import NAME
 from torch import Tensor
 
 from rlspeech.algos import get_algorithm
 from rlspeech.algos.diffro import sound_rows
 from rlspeech.algos.grpo import GRPO
 from rlspeech.algos.math import soft_loss
+from rlspeech.config import RewardSpec
 from rlspeech.types import UserError
 
 PROMPTS = list(range(4))
@@ -202,6 +204,18 @@ def test_one_kl() -> None:
         parts.append((grpo, gradient(algo, experience) - grpo))
     torch.testing.assert_close(parts[0][1], parts[1][1], atol=1e-6, rtol=1e-4)
     assert float((parts[0][0] - parts[1][0]).norm()) > 1e-3
+
+
+def test_a_mix_is_divided_by_what_all_rollouts_differ_by_and_keeps_its_rewards_from_grpo() -> None:
+    specs, settled = [RewardSpec(name=n) for n in (NAME, "estoi")], list[Any]()
+    soft = Likes()
+    vars(soft).update(divides=True, settle=settled.append, measure=lambda s: {"x": np.arange(len(s))}, specs=specs[1:])
+    made = algorithm("grpo+diffro", soft=soft)
+    experience = made.collect(PROMPTS, judge(VALUES), seed=2)
+    assert [s["x"].tolist() for s in settled] == [list(range(16))]
+    scores = {**experience.scores, "estoi": np.arange(16.0)}
+    wanted = GRPO.advantage_of(made, experience.rollout, scores, specs[:1])[0]
+    np.testing.assert_array_equal(made.advantage_of(experience.rollout, scores, specs)[0], wanted)
 
 
 def test_rows_without_a_score_are_left_out_and_too_many_stop_the_run() -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from reward_signals import sample, scored, voice, with_noise
 
+from rlspeech.config import RewardSpec
 from rlspeech.rewards.distillmos import SPAN, STEP, DistillMosNet, load_distillmos, windows
-from rlspeech.rewards.soft import SoftMos
+from rlspeech.rewards.soft import SoftMix
 from rlspeech.types import Relaxed
 
 
@@ -40,7 +41,7 @@ def test_weights_of_the_package_scores_and_gradients(tmp_path: Path, monkeypatch
         assert values == pytest.approx([float(net(0.3 * torch.from_numpy(w)[None])) for w in wavs], abs=1e-3)
     assert all(1 < v < 5 for v in values) and abs(values[0] - values[1]) > 1e-4
     wav = torch.cat([torch.zeros(8000), torch.from_numpy(voice(0.5))])[None].requires_grad_()
-    soft = SoftMos("distillmos", copies=1)
+    soft = SoftMix([RewardSpec(name="distillmos")], copies=1)
     value = soft.score_soft(Relaxed(wav, torch.ones(1, 16000, dtype=torch.bool), seed=0), [sample(wavs[0])])
     (grad,) = torch.autograd.grad(value.sum(), wav)
     assert soft.last == {"distillmos": pytest.approx(value.item())}

@@ -151,9 +151,9 @@ def test_resemblyzer_beside_another_package_of_its_name(tmp_path, monkeypatch):
     reward = encoders.SpeakerSimilarity("resemblyzer")
     wavs = [torch.from_numpy(voice(s))[None].requires_grad_() for s in (0.4, 2.2)]
     with torch.no_grad():
-        together, one = reward.embed(torch.cat([0.1 * wavs[1], wavs[1].flip(1)])), reward.embed(wavs[1])
+        together, one = reward.encode(torch.cat([0.1 * wavs[1], wavs[1].flip(1)])), reward.encode(wavs[1])
     torch.testing.assert_close(together[:1], one, atol=1e-4, rtol=0)
-    grads = torch.autograd.grad(sum(reward.embed(w).sum() for w in wavs), wavs)
+    grads = torch.autograd.grad(sum(reward.encode(w).sum() for w in wavs), wavs)
     assert all(bool(g.isfinite().all()) and float(g.abs().sum()) > 0 for g in grads)
 
 
@@ -166,7 +166,7 @@ def test_resemblyzer_agrees_with_the_package(realmodels, monkeypatch):
     theirs = importlib.import_module("resemblyzer").VoiceEncoder("cpu", verbose=False)
     for wav in map(voice, (1.0, 2.5, 4.37)):
         made = theirs.embed_utterance(wav * 10 ** (-30 / 20) / np.sqrt(np.mean(wav**2)))
-        np.testing.assert_allclose(ours.embed(torch.from_numpy(wav)[None])[0], made, atol=1e-4, rtol=0)
+        np.testing.assert_allclose(ours.encode(torch.from_numpy(wav)[None])[0], made, atol=1e-4, rtol=0)
 
 
 @pytest.mark.realdata

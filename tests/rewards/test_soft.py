@@ -1,10 +1,11 @@
-"""Differentiable rewards: DNSMOS of waveforms, equal to the scored one where nothing is altered; the token reward, sampled and relaxed."""
+"""Differentiable rewards: of waveforms equal to the scored ones where nothing is altered; the token reward, sampled and relaxed."""
 
 from __future__ import annotations
 
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import reward_signals
 import torch
@@ -12,11 +13,12 @@ from tiny_codec_lms import V, token_reward
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rlspeech.config import RL, DiffRO
+from rlspeech.config import RewardSpec
 from rlspeech.models.token_reward import save_token_reward
+from rlspeech.rewards.base import build, resolve
+from rlspeech.rewards.mix import compose, to_arrays
 from rlspeech.rewards.scorer import Scorer
-from rlspeech.rewards.soft import SoftMos, SoftTokenReward, TokenText, altered, resampled
-from rlspeech.tasks import get_task
+from rlspeech.rewards.soft import SoftMix, SoftTokenReward, TokenText, altered, resampled
 from rlspeech.types import Relaxed, Sample, UserError
 
 pytest.importorskip("speechmos")
@@ -30,43 +32,21 @@ def voice(seconds: float, seed: int = 0) -> Tensor:
 def relaxed(*wavs: Tensor, seed: int = 0) -> tuple[Relaxed, list[Sample]]:
     soft = pad_sequence(list(wavs), True, 9.0)  # what is behind the end must not be scored
     mask = pad_sequence([torch.ones(len(w), dtype=torch.bool) for w in wavs], batch_first=True)
-    samples = [Sample(f"k{i}", w.detach().numpy(), RATE) for i, w in enumerate(wavs)]
+    clean = [reward_signals.voice(len(w) / RATE, seed=i) for i, w in enumerate(wavs)]
+    samples = [Sample(f"k{i}", w.detach().numpy(), RATE, c) for i, (w, c) in enumerate(zip(wavs, clean, strict=True))]
     return Relaxed(soft.requires_grad_(), mask, seed=seed), samples
-
-
-def test_one_copy_is_the_score_of_the_clip_as_it_is() -> None:
-    from rlspeech.rewards.dnsmos import FastDnsmos
-
-    made, samples = relaxed(voice(1.0), voice(0.8, 1))
-    soft = SoftMos(copies=1)
-    value = soft.score_soft(made, samples)
-    fast = [row["dnsmos_fast_ovrl"].value for row in FastDnsmos(engine="torch").compute(samples, ["dnsmos_fast_ovrl"])]
-    torch.testing.assert_close(value.detach(), torch.tensor(fast, dtype=torch.float32), atol=2e-3, rtol=0)
-    assert soft.last["dnsmos_ovrl"] == pytest.approx(float(value.detach().mean()))
-    grad = torch.autograd.grad(value.sum(), made.soft)[0]
-    assert float(grad[0].abs().sum()) > 0 and float(grad[1, 12800:].abs().max()) == 0
 
 
 def test_copies_are_functions_of_seed_and_key_alone_and_near_the_clip() -> None:
     wav = voice(1.0)
     one, two = altered(wav, [3, 4]), altered(wav, [4])
     assert torch.equal(one[1], two[0]) and not torch.equal(one[0], one[1]) and one.shape == (2, 14400)
-    soft = SoftMos(copies=3)
+    soft = SoftMix([RewardSpec(name="dnsmos_ovrl")], copies=3)
     made, samples = relaxed(wav, voice(1.0, 1))
     together, other = soft.score_soft(made, samples).detach(), soft.score_soft(made._replace(seed=1), samples).detach()
     alone = soft.score_soft(*relaxed(wav)).detach()
     torch.testing.assert_close(together[:1], alone)
     assert not torch.equal(together, other) and float((together - other).abs().max()) < 1.0
-    quieter = soft.score_soft(made._replace(soft=0.3 * made.soft.detach()), samples)  # gain earns nothing
-    torch.testing.assert_close(together, quieter, atol=1e-3, rtol=0)
-
-
-def test_what_cannot_be_scored_is_nan_and_spoils_no_gradient() -> None:
-    made, samples = relaxed(voice(1.0), torch.zeros(RATE), voice(0.1))
-    value = SoftMos(copies=2).score_soft(made, samples)
-    assert value.isnan().tolist() == [False, True, True]
-    grad = torch.autograd.grad(torch.where(value.isfinite(), value, 0.0).sum(), made.soft)[0]
-    assert bool(grad.isfinite().all()) and float(grad[0].abs().sum()) > 0 and float(grad[1:].abs().max()) == 0
 
 
 def test_other_rates_are_brought_to_16_khz() -> None:
@@ -77,11 +57,64 @@ def test_other_rates_are_brought_to_16_khz() -> None:
     assert len(resampled(low, 8000)) == 48000 and resampled(low, 16000) is low
 
 
-def test_by_task() -> None:
-    made = get_task("avse").soft_reward(RL(task="avse", algo="diffro", diffro=DiffRO(smooth=2)))
-    assert isinstance(made, SoftMos) and made.copies == 2 and not any(p.requires_grad for p in made.net.parameters())
-    with pytest.raises(UserError, match="pesq"):
-        get_task("flowse").soft_reward(RL(task="flowse", algo="diffro", diffro=DiffRO(reward="pesq")))
+COMPARED = "estoi stoi si_sdr lsd speaker_similarity speech_bert_score speech_bert_recall speech_bert_f1".split()
+
+
+def test_scores_are_the_scorers_and_what_it_has_null_of_is_nan() -> None:
+    made, samples = relaxed(voice(1.0), 5 * voice(1.0, 1), torch.zeros(RATE), voice(0.9, 2), voice(0.05))
+    samples.append(Sample("none", samples[0].wav, RATE))  # without a reference
+    made = Relaxed(torch.cat([made.soft, made.soft[:1]]), torch.cat([made.mask, made.mask[:1]]))
+    names = [*COMPARED, "dnsmos_fast_ovrl"]
+    soft = SoftMix([RewardSpec(name=name) for name in names], copies=1)
+    with Scorer(names, workers=0) as scorer:
+        scores = to_arrays(scorer.score(samples))
+    for name, values in soft.measure(samples).items():  # a peak that is too high from 0.99 of it, as the scorer
+        np.testing.assert_allclose(values, scores[name], rtol=2e-6, atol=2e-5, err_msg=name)
+        assert np.isnan(values[[2, 4]]).all() and np.isnan(values[5]) == (name in COMPARED)
+    value = soft.score_soft(made, samples)
+    assert value.isnan().tolist() == [False, False, True, False, True, True]
+    grad = torch.autograd.grad(torch.where(value.isfinite(), value, 0.0).sum(), made.soft)[0]
+    assert bool(grad.isfinite().all()) and float(grad[2].abs().max()) == 0 == float(grad[3, 14400:].abs().max())
+    torch.testing.assert_close(soft.score_soft(*relaxed(voice(1.0)))[0], value[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*COMPARED[:7], "dnsmos_ovrl", "dnsmos_p808"])
+def test_gradients_are_finite_differences(name: str) -> None:
+    """Along the gradient, in double precision but for the encoders; of comparisons with digital silence inside."""
+    family, clean, double = build(resolve(name)), reward_signals.voice(0.8), name not in COMPARED[4:]
+    wav, step = (voice(0.8).double(), 1e-6) if double else (voice(0.8), 2e-4)
+    wav[4000 : 6000 if name in COMPARED[:4] else 4000] = 0
+
+    def score(at: Tensor) -> Tensor:
+        if name not in COMPARED:
+            return family.predict.double()(at[None])[0, -1]
+        return family.soft([at], [Sample("a", at.detach().float().numpy(), RATE, clean)], [name])[0][name]
+
+    (grad,) = torch.autograd.grad(score(wav.requires_grad_()), wav)
+    ahead, behind = (score((wav + way * grad / grad.norm()).detach()) for way in (step, -step))
+    assert float(ahead - behind) / (2 * step) == pytest.approx(float(grad.norm()), rel=1e-3 if double else 3e-2)
+
+
+def test_a_composition_is_that_of_sampled_rewards() -> None:
+    made, samples = relaxed(*(voice(1.0, i) for i in range(4)), torch.zeros(RATE))
+    plain = {"estoi": {"weight": 2.0}, "lsd": {"weight": 0.5}, "si_sdr": {"scale": "none", "bounds": (None, 5.0)}}
+    for missing in ("auto", "skip"):
+        specs = [RewardSpec(name=k, missing=missing, **v) for k, v in plain.items()]
+        soft = SoftMix([*specs, RewardSpec(name="stoi", weight=0)])
+        assert soft.divides
+        scores = soft.measure(samples)
+        soft.settle(scores)
+        expected = compose(scores, np.arange(5), specs).reward
+        np.testing.assert_allclose(soft.score_soft(made, samples).detach(), expected, rtol=1e-4)
+        assert set(soft.last) == set(plain) and soft.last["lsd"] == pytest.approx(np.nanmean(scores["lsd"]), rel=1e-5)
+    bound = SoftMix(specs[2:])
+    assert not bound.divides  # of one alone the deviation says nothing
+    (grad,) = torch.autograd.grad(bound.score_soft(made, samples).nansum(), made.soft)
+    assert not grad.any()  # all are above the bound
+    for wrong in (RewardSpec(name="pesq_wb"), RewardSpec(name="estoi", scale="group")):
+        with pytest.raises(UserError) as caught:
+            SoftMix([wrong])
+        assert wrong.name in caught.value.what
 
 
 ALL = ["token_accuracy", "token_cer", "token_nll", "token_posterior", "token_sex", "token_speaker", "token_quality"]

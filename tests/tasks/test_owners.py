@@ -89,15 +89,33 @@ def asked(sets: list[str]) -> RL:
 
 
 def test_what_diffro_does_not_climb_is_no_reward_of_it() -> None:
-    for task, name in (("flowse", "estoi"), ("avse", "si_sdr"), ("tts", "tts_accuracy")):
+    for task, name in (("flowse", "pesq_wb"), ("avse", "llm"), ("tts", "tts_accuracy")):
         config = resolve(RL, flags={"task": task, "algo": "diffro", "rewards": [f"{name}=1"]})[0]
         with pytest.raises(UserError, match=f"--reward {name}") as caught:
             check_settings(config, get_task(task))
         assert f"--guard {name}" in caught.value.try_this
+        assert task == "tts" or "speaker_similarity" in caught.value.why
         check_settings(config.model_copy(update={"algo": "grpo"}), get_task(task))
     filled = asked(["task=tts", "algo=diffro", "diffro.reward=runs/r"])
     assert [r.name for r in filled.rewards] == ["token_posterior[model=runs/r]"]
     assert "tts_accuracy" in {g.name for g in filled.guards}
+
+
+def test_rewards_of_waveforms_are_followed_where_they_have_a_gradient() -> None:
+    def followed(algo: str, *names: str, **diffro: Any) -> list[str]:
+        given = {"task": "avse", "algo": algo, "rewards": [f"{n}=1" for n in names], "diffro": diffro}
+        config = complete(resolve(RL, flags=given)[0], get_task("avse"))
+        assert not names or [r.name for r in config.rewards] == list(names)
+        return [s.name for s in get_task("avse").soft_reward(config).specs]
+
+    assert followed("diffro", "estoi", "spk_sim", "dnsmos") == ["estoi", "spk_sim", "dnsmos"]
+    assert followed("diffro") == followed("diffro", "dnsmos_ovrl", reward="dnsmos", smooth=2) == ["dnsmos_ovrl"]
+    assert followed("grpo+diffro", "estoi", "pesq_wb", "lsd") == ["estoi", "lsd"]
+    for names in ((), ("estoi",), ("pesq_wb",)):  # one kind alone is GRPO's
+        assert followed("grpo+diffro", *names) == ["dnsmos_ovrl"]
+    assert followed("grpo+diffro", "estoi", "pesq_wb", reward="dnsmos_p808") == ["dnsmos_p808"]
+    with pytest.raises(UserError, match="pesq"):
+        followed("diffro", reward="pesq")
 
 
 def test_no_guards_are_none_and_not_the_tasks_own() -> None:
