@@ -226,6 +226,7 @@ class RL(Strict):
     steps: Count = conf(60, "number of training steps, each a collection of rollouts and its updates")
     prompts_per_step: Count = conf(16, "prompts in one step, over all processes")
     group: Count = conf(8, "rollouts of each prompt")
+    reference_in_group: bool = conf(False, "asr, tts: the reference is one rollout more, so each group has a winner")
     updates_per_collection: Count = conf(1, "optimiser updates on one collection, each on its own share of rollouts")
     epochs: int = conf(1, "passes over one collection", ge=1, le=1000)
     micro_batch: Count = conf(4, "prompts a backward pass; changes memory and grad_agreement's parts, not the update")

@@ -87,6 +87,7 @@ class Sample:
     finished: bool = True  # False where the row was cut off before its stop token
     token_s: float | None = None  # seconds of speech that a token stands for; None where that is not known
     group: int | None = None  # the rollout's prompt, which may stand twice in a batch; None: that of its key
+    reference: bool = False  # True of a rollout's row that nobody sampled: its prompt's reference
 
 
 @dataclass(frozen=True, slots=True)

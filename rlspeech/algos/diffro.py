@@ -221,7 +221,8 @@ class GRPODiffRO(_Soft, GRPO):
         a, on = experience.advantage.value, self.config.diffro.on
         scored = torch.from_numpy(np.isfinite(experience.reward))
         wanted = {"positive": a > 0, "nonnegative": (a >= 0) & scored, "all": torch.ones_like(scored)}
-        self.note_kept(experience, rollout, wanted[on], drop=on != "all")
+        sampled = ~torch.tensor([s.reference for s in rollout.samples], dtype=torch.bool)
+        self.note_kept(experience, rollout, wanted[on] & sampled, drop=on != "all")
         experience.logged["diffro/weight"] = self.config.diffro.weight
 
     def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, Logged]:

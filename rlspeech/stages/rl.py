@@ -230,6 +230,8 @@ class Session:
 def describe(experience: Experience) -> tuple[dict[str, Any], dict[str, float]]:
     """What a collection logs: reward and its parts, spread inside groups, shares without signal, seconds and memory a phase.
 
+    A reference in a group counts for its group alone: everything else is of the rows that were sampled.
+
     Rollouts of tokens also log how long they are and the share that stopped by itself, transcripts their word error rate: errors over
     words (characters where the language has no spaces) of all texts in which something is said.
 
@@ -240,17 +242,19 @@ def describe(experience: Experience) -> tuple[dict[str, Any], dict[str, float]]:
     costs = {k if "/" in k else f"seconds/{k}": v for k, v in experience.seconds.items()}
     if rollout is None:  # the control without RL
         return {"reward": math.nan, **costs}, {"": len(experience.prompts)}
-    scores = {f"reward/{k}": mean_interval(v, n=1) for k, v in experience.scores.items()}
-    scores = {"reward": mean_interval(experience.reward, n=1), **scores}
+    samples = [s for s in rollout.samples if not s.reference]
+    own = torch.tensor([not s.reference for s in rollout.samples], dtype=torch.bool)
+    scores = {f"reward/{k}": mean_interval(v[own], n=1) for k, v in experience.scores.items()}
+    scores = {"reward": mean_interval(experience.reward[own], n=1), **scores}
     row: dict[str, Any] = {k: found.mean for k, found in scores.items()}
-    counts: dict[str, float] = {"": len(rollout.samples)}
+    counts: dict[str, float] = {"": len(samples)}
     counts |= {k: found.n for k, found in scores.items()}
-    counts |= dict.fromkeys(("sampler_gap", "temperature_gap"), float(rollout.mask.sum()))
-    if any(s.hypothesis is not None or s.tokens is not None for s in rollout.samples):
-        row["tokens"] = rollout.mask.sum(1).float().mean().item()
-        row["finished"] = rollout.finished.float().mean().item()
-    if any(s.hypothesis is not None for s in rollout.samples):
-        errors, words = error_counts(texts_of(rollout.samples), TEXT).sum(0)
+    counts |= dict.fromkeys(("sampler_gap", "temperature_gap"), float(rollout.mask[own].sum()))
+    if any(s.hypothesis is not None or s.tokens is not None for s in samples):
+        row["tokens"] = rollout.mask[own].sum(1).float().mean().item()
+        row["finished"] = rollout.finished[own].float().mean().item()
+    if any(s.hypothesis is not None for s in samples):
+        errors, words = error_counts(texts_of(samples), TEXT).sum(0)
         row["wer"], counts["wer"] = float(errors / words) if words else math.nan, float(words)
     row |= {"groups": a.groups, "groups_with_signal": a.signal}
     row |= {"constant_groups": a.constant_groups, "unscorable": a.unscorable}

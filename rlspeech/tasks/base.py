@@ -145,6 +145,8 @@ class Task:
 
         source = opened(data, getattr(config, "mixing", None))
         source, held = batches.hold_back(source, config.valid_items) if valid is None else (source, opened(valid))
+        if isinstance(config, RL) and config.reference_in_group:  # the others' groups would have no winner
+            source = batches.recorded_clips(source, data)
         return source, batches.whole_clips(held, config.valid_items, max_s=math.inf if self.transcribed else 8.0)
 
     # -- supervised training -------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ TASKED: dict[str, frozenset[str]] = {
     "RL": frozenset(
         "video supervised_on explore explore.window explore.start explore.nfe explore.shared_latent explore.mask_clamp "
         "probe_settings ratio reduction clip_s train_encoder sampling sampling.language sampling.prompt sampling.tokens_per_s "
-        "suppress encoder_cache_mib "
+        "suppress reference_in_group encoder_cache_mib "
         "precision kl offload truncated truncated_reward valid_draws change_weight diffro.last_steps diffro.smooth".split()
     )
     | {f"diffro.{name}" for name in RELAXED},
@@ -81,6 +81,9 @@ POLICY = (
     Rule("diffro.noise", "diffro.mode=teacher", lambda c: c.diffro.mode == "teacher"),
     Rule(COMPARING, "--algo grpo, ppo or grpo+diffro", lambda c: c.algo != "diffro"),
     Rule("advantage advantage_std dynamic_sampling", "--algo grpo or grpo+diffro", lambda c: "grpo" in c.algo),
+    Rule(
+        "reference_in_group", "--algo grpo or grpo+diffro, and kl=full", lambda c: "grpo" in c.method and c.kl == "full"
+    ),
     Rule("advantage_std", "advantage=sum_then_norm", lambda c: c.advantage == "sum_then_norm"),
     Rule(
         "advantage_clip",

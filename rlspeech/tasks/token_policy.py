@@ -1,7 +1,13 @@
-"""What every policy over tokens does, whatever its prompts are and whatever its tokens become: phases, log-probabilities, KL, features.
+"""What every policy over tokens does, whatever its prompts are and whatever its tokens become: rollouts, phases, log-probabilities, KL.
 
-``asr/policy.py`` (transcripts of recordings) and ``tts/policy.py`` (speech of texts) add how a prompt is made and what a row becomes:
-``rollout``, ``_encode`` and what they support.
+``asr/policy.py`` (transcripts of recordings) and ``tts/policy.py`` (speech of texts) say how a prompt is made and what a row becomes.
+
+With ``reference_in_group`` a prompt's reference stands behind its sampled rows and is rewarded as they are: a group in which all are wrong
+has a winner. Nobody sampled it. Its old log-probabilities are the policy's own at the collection, by teacher forcing: its ratio is 1 at the
+first update, and clipped as every other. So its gradient is A grad log pi(reference), a supervised step that is as large as the reference
+is better than what the policy writes. Who wrote it has no density to take a ratio to. LUFFY (arXiv 2504.14945) sets it to 1: the ratio is
+then the probability p, near 0 for what is never sampled, and shaped to p / (p + 0.1) against that. Here a rare token has all its gradient.
+What the policy could not write (more tokens than its budget, suppressed ones) does not join: a winner that nobody can reach.
 """
 
 from __future__ import annotations
@@ -66,7 +72,9 @@ FEATURES = 256  # of a critic; wider hidden states are projected at random
 
 
 # what a recogniser's and a synthesiser's ``rl`` starts from
-TOKEN_SETTINGS = frozenset("kl offload precision sampling truncated truncated_reward normaliser by".split())
+TOKEN_SETTINGS = frozenset(
+    "kl offload precision reference_in_group sampling truncated truncated_reward normaliser by".split()
+)
 RL_DEFAULTS: dict[str, Any] = {
     **{"lora": None, "lr": 1e-4, "clip_s": 0.0, "clip_range": 0.2, "kl_beta": 0.04, "group": 8, "prompts_per_step": 16},
     "truncated": "keep",  # a loop is worth what a loop is worth
@@ -110,6 +118,7 @@ class TokenRollout:
     ids: Tensor  # (N, S) tokens, on the host
     mask: Tensor  # (N, S) bool, those that were drawn
     prompts: Tensor  # (N,) long
+    given: Tensor  # (N,) bool, references that nobody sampled
 
 
 class TokenPolicy:
@@ -122,6 +131,14 @@ class TokenPolicy:
     """
 
     supports: frozenset[str] = frozenset()
+    # what a subclass adds
+    _encode: Callable[..., Any]  # prompts of clips, as the model takes them
+    _room: Callable[[Sequence[Clip]], list[int]]  # the most tokens of each one's answer
+    _samples: Callable[[list[Clip], Tensor, Tensor, Tensor], list[Sample]]  # of rows: their clips, ids, mask, finished
+    _answers: Callable[[Any, list[Clip]], list[Sample]]  # what a model makes of clips, the same every time
+    _is_empty: Callable[[Clip], bool]  # whether nothing is asked
+    _has_reference: Callable[[Clip], bool]  # whether it can be learned from
+    _references: Callable[[Sequence[Clip]], tuple[Tensor, Tensor]]  # ids and mask (n, S) of clips' references
 
     def __init__(self, task: Any, adapted: Adapted, config: RL) -> None:
         self.task, self.adapted, self.config = task, adapted, config
@@ -159,32 +176,76 @@ class TokenPolicy:
 
     # -- acting --------------------------------------------------------------------------------------------------------
 
-    def _encode(self, clips: Sequence[Clip], *, model: Any = None, grad: bool = False) -> Any:
-        """Prompts of clips, as the model takes them."""
-        raise NotImplementedError
+    @torch.no_grad()
+    def rollout(self, batch: list[Clip], *, group: int, seed: int) -> Rollout:
+        """Sample ``group`` answers to each of B clips. Returns N rows of S tokens, the stop one of them, references behind their groups."""
+        self.announce("encode")
+        with self._cast():
+            encoded = self._encode(batch)
+            parked = encoded.to("cpu") if self.config.offload == "phase" else encoded
+            self.announce("rollout")
+            ids, mask, finished, prompts, given = self._generate(encoded, batch, group, seed)
+        nothing = torch.tensor([self._is_empty(c) for c in batch])[prompts]  # was decided in their rows
+        mask, finished = mask & ~nothing[:, None], finished | nothing
+        samples = self._samples([batch[p] for p in prompts.tolist()], ids, mask, finished)
+        kept = None if getattr(self.model, "train_encoder", False) else parked
+        return self._pack(TokenRollout(batch, kept, ids, mask, prompts, given), samples, finished)
 
-    def _generate(
-        self, encoded: Any, batch: Sequence[Clip], group: int, seed: int, most: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Ids and mask (N, S), finished (N,) and prompts (N,), ``group`` rows a clip, of up to ``most`` tokens, one a clip."""
-        parts, step = [], max(1, ROWS // group)
+    @torch.no_grad()
+    def base(self, batch: list[Clip], *, seed: int | None = None) -> list[Sample]:
+        """What the reference weights make of each clip; the seed changes nothing."""
+        with self.adapted.reference() as model:
+            if self.config.offload == "phase":
+                self._phase = ""  # the reference needs its parts too
+                model.park("all", self.device)
+            with self._cast():
+                return self._answers(model, batch)
+
+    def _generate(self, encoded: Any, batch: Sequence[Clip], group: int, seed: int) -> tuple[Tensor, ...]:
+        """Ids and mask (N, S), finished, prompts and given (N,): ``group`` rows a clip, and its reference where that joins them."""
+        parts, step, most = [], max(1, ROWS // group), self._room(batch)
         for at in range(0, len(batch), step):
             clips, room = batch[at : at + step], most[at : at + step]
             seeds = [seed_of(self.seed, seed, c.draw) for c in clips]
             how: dict[str, Any] = {"group": group, "sampling": self.sampling, "max_new_tokens": room, "seed": seeds}
             parts.append(self.model.generate(encoded.select(range(at, at + len(clips))), **how))
-        longest = max(d.ids.shape[1] for d in parts)
-        ids = torch.cat([pad(d.ids, (0, longest - d.ids.shape[1]), value=self.model.pad) for d in parts])
-        mask = torch.cat([pad(d.mask, (0, longest - d.mask.shape[1])) for d in parts])
-        return ids, mask, torch.cat([d.finished for d in parts]), torch.arange(len(batch)).repeat_interleave(group)
+        rows, finished = [(d.ids, d.mask) for d in parts], torch.cat([d.finished for d in parts])
+        prompts = torch.arange(len(batch)).repeat_interleave(group)
+        if self.config.reference_in_group and any(map(self._has_reference, batch)):
+            joining, *reference = self._joining(batch, self.model.room(encoded, most))
+            rows.append((reference[0], reference[1]))
+            prompts, finished = torch.cat([prompts, joining]), torch.cat([finished, torch.ones_like(joining).bool()])
+        order = prompts.sort(stable=True).indices
+        ids, mask = self._stacked(rows)
+        return ids[order], mask[order], finished[order], prompts[order], order >= len(batch) * group
+
+    def _joining(self, batch: Sequence[Clip], room: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Clips (K,) whose reference the policy could write, with its ids and mask (K, S)."""
+        known = torch.tensor([i for i, c in enumerate(batch) if self._has_reference(c)])
+        ids, mask = self._references([batch[i] for i in known.tolist()])
+        never, first = (list(getattr(self.model, f"{x}suppress_tokens")) for x in ("", "begin_"))
+        shut = (torch.isin(ids, torch.tensor(never).long()) & mask).any(1) | torch.isin(
+            ids[:, 0], torch.tensor(first).long()
+        )
+        fits = ~shut & (mask.sum(1) <= torch.tensor(room)[known])
+        if not fits.all():
+            why = f"{int((~fits).sum())} of {len(known)} references are longer than may be written, or hold suppressed tokens"
+            hint = "--set sampling.max_new_tokens=N, or suppress=allow_empty where texts are empty"
+            self._once("joining", f"{why}: they do not join their groups; {hint}")
+        return known[fits], ids[fits], mask[fits]
+
+    def _stacked(self, rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Parts' ids and masks (n, S) as one, as wide as the widest."""
+        longest = max(ids.shape[1] for ids, _ in rows)
+        ids = torch.cat([pad(i, (0, longest - i.shape[1]), value=self.model.pad) for i, _ in rows])
+        return ids, torch.cat([pad(m, (0, longest - m.shape[1])) for _, m in rows])
 
     @torch.no_grad()
     def join(self, parts: Sequence[tuple[Rollout, Tensor]]) -> Rollout:
         """Some prompts (K,) of several rollouts as one; see ``GRPO.refill``. Its micro-batches are new, and ``logp`` with them."""
         self.announce("rollout")
-        longest = max(rollout.mask.shape[1] for rollout, _ in parts)
         clips, samples, owners, encoded = list[Clip](), list[Sample](), list[int](), list[Any]()
-        ids, mask, finished = (list[Tensor]() for _ in range(3))
+        ids_mask, finished, given = list[tuple[Tensor, Tensor]](), list[Tensor](), list[Tensor]()
         for rollout, chosen in parts:
             state: TokenRollout = rollout.state
             if state.encoded is not None:
@@ -193,13 +254,12 @@ class TokenPolicy:
                 rows = (state.prompts == p).nonzero()[:, 0]
                 owners += [len(clips)] * len(rows)
                 clips.append(state.clips[p])
-                room = longest - state.ids.shape[1]
-                ids.append(pad(state.ids[rows], (0, room), value=self.model.pad))
-                mask.append(pad(state.mask[rows], (0, room)))
+                ids_mask.append((state.ids[rows], state.mask[rows]))
                 finished.append(rollout.finished[rows])
+                given.append(state.given[rows])
                 samples += [rollout.samples[i] for i in rows.tolist()]
         whole = type(encoded[0]).joined(encoded) if encoded else None
-        made = TokenRollout(clips, whole, torch.cat(ids), torch.cat(mask), torch.tensor(owners))
+        made = TokenRollout(clips, whole, *self._stacked(ids_mask), torch.tensor(owners), torch.cat(given))
         return self._pack(made, samples, torch.cat(finished))
 
     def _once(self, name: str, message: str) -> None:
@@ -213,10 +273,13 @@ class TokenPolicy:
         """A rollout with the log-probabilities of the training pass, over the micro-batches that the update will take."""
         logp = torch.zeros(state.ids.shape, device=self.device)
         gaps, warm = list[Tensor](), list[Tensor]()
+        for sample, given in zip(samples, state.given.tolist(), strict=True):
+            sample.reference = given
         for rows in self._micro(state):
             logits = self._forward(self.model, state, rows)
             width = logits.shape[1]
-            ids, mask = (x[rows, :width].to(logits.device) for x in (state.ids, state.mask))
+            sampled = state.mask & ~state.given[:, None]
+            ids, mask = (x[rows, :width].to(logits.device) for x in (state.ids, sampled))
             trained = token_logp(logits, ids, self.sampling.temperature)
             logp[rows.to(self.device), :width] = trained
             if self.sampling.top_p < 1 or self.sampling.top_k:
@@ -301,14 +364,6 @@ class TokenPolicy:
             projection = torch.randn(wide, FEATURES, generator=torch.Generator().manual_seed(0)) / wide**0.5
             states = states @ projection.to(states.device)
         return pad(states, (0, 0, 0, state.ids.shape[1] - states.shape[1]))
-
-    def _has_reference(self, clip: Clip) -> bool:
-        """Whether a supervised loss can be taken of a clip."""
-        raise NotImplementedError
-
-    def _references(self, clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
-        """Ids and mask (n, S) of clips' references."""
-        raise NotImplementedError
 
     def supervised(self, prompts: list[Clip], *, rollout: Rollout | None = None, rows: Tensor | None = None) -> Tensor:
         """Cross-entropy of the references in nats a token, its mean over the clips; one without a reference counts as 0.

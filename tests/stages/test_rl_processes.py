@@ -36,8 +36,8 @@ def flowse(folder: Path) -> dict[str, Any]:
 def asr(folder: Path) -> dict[str, Any]:
     model, valid = write_recogniser(folder / "model"), write_corpus(folder / "valid", ROWS[:2])
     places = {"model": str(model), "data": str(write_corpus(folder / "data")), "valid": str(valid)}
-    what = {"rewards": [{"name": "asr_edits", "scale": "none"}], "truncated": "keep"}
-    return {"task": "asr", "sampling": {"max_new_tokens": 4}, "dynamic_sampling": 1, "group": 6, **what, **places}
+    what = {"rewards": [{"name": "asr_edits", "scale": "none"}], "truncated": "keep", "reference_in_group": True}
+    return {"task": "asr", "sampling": {"max_new_tokens": 8}, "dynamic_sampling": 1, "group": 6, **what, **places}
 
 
 def tts(folder: Path) -> dict[str, Any]:

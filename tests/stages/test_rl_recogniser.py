@@ -35,7 +35,8 @@ def config(given: dict[str, str], out: Path, **changes: Any) -> RL:
 
 
 def test_a_run_and_the_same_run_in_two_attempts(given: dict[str, str], tmp_path: Path) -> None:
-    summary = rl.run(config(given, tmp_path / "whole", dynamic_sampling=1))
+    how = {"dynamic_sampling": 1, "reference_in_group": True, "sampling": Sampling(max_new_tokens=8)}
+    summary = rl.run(config(given, tmp_path / "whole", **how))
     assert {"asr_accuracy", "asr_hallucination", "asr_wer", "reward"} <= set(summary["difference"])
     json.dumps(log.plain(summary), allow_nan=False)
     steps = [r for r in read_rows(tmp_path / "whole") if "tokens" in r]
@@ -43,15 +44,15 @@ def test_a_run_and_the_same_run_in_two_attempts(given: dict[str, str], tmp_path:
     assert steps[0]["kl"] == pytest.approx(0, abs=1e-6)
     for name in "wer finished reward/asr_accuracy seconds/encode seconds/rollout seconds/update prompts_drawn".split():
         assert all(r[name] is not None for r in steps), name
-    assert all(1 <= r["tokens"] <= 4 and r["wer"] > 0 for r in steps)
+    assert all(1 <= r["tokens"] <= 8 and r["wer"] > 0 for r in steps)
     assert all(r["valid/wer"] > 0 for r in read_rows(tmp_path / "whole") if "valid/reward" in r)
     before, after = load_file(Path(given["model"]) / "model.safetensors"), state_at(tmp_path / "whole", 2)
     moved = {k for k, v in before.items() if not torch.equal(v, after[k])}
     # encoder and projector stay
     assert moved and not any("audio" in k or "adaptor" in k or "projector" in k for k in moved)
 
-    interrupted(rl.run, config(given, tmp_path / "cut", dynamic_sampling=1), 1)
-    rl.run(config(given, tmp_path / "cut", dynamic_sampling=1))
+    interrupted(rl.run, config(given, tmp_path / "cut", **how), 1)
+    rl.run(config(given, tmp_path / "cut", **how))
     assert_same(tmp_path / "whole", tmp_path / "cut", 2)
 
 

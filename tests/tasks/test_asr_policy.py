@@ -17,6 +17,7 @@ from rlspeech import log
 from rlspeech.config import PPO, RL, Lora, RewardSpec, Sampling
 from rlspeech.data.batches import Clip
 from rlspeech.models.adapters import Adapted
+from rlspeech.stages.rl import describe
 from rlspeech.tasks import token_policy
 from rlspeech.tasks.asr.policy import AsrPolicy
 from rlspeech.tasks.token_policy import kept_mass, sampled_kl, token_kl, token_logp
@@ -201,14 +202,57 @@ def test_old_log_probabilities_come_in_the_updates_micro_batches(monkeypatch: py
     assert old == looks[len(old) :] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
-def test_collections_join() -> None:
-    policy, batch = _policy(), _clips("fun_asr_nano", 0.8, 0.5)
+RIGHT = Judge(NAME, lambda s: float(s.hypothesis == s.text))
+
+
+def test_a_reference_in_the_group_teaches_what_is_never_sampled() -> None:
+    """It is rewarded, and what is logged of the collection is what it is without it."""
+    texts, rows = ["hi 0", "hi 1", "hi 2"], []
+    for joins in (False, True):
+        policy = _policy(kl_beta=0.0, lora=None, reference_in_group=joins)
+        algo, before = algorithm(policy), policy.transcribe(_clips())
+        made = algo.collect(_clips(), RIGHT, seed=0)
+        rows.append(describe(made))
+        train(algo, _clips(), RIGHT, 30, 0.03)
+        assert policy.transcribe(_clips()) == (texts if joins else before)
+    (without, count), (row, counts) = rows
+    assert (without["groups_with_signal"], row["groups_with_signal"]) == (0, 3) and count[""] == counts[""] == 12
+    assert all(row[k] == without[k] for k in ("reward", f"reward/{NAME}", "tokens", "finished", "wer"))
+    assert [s.hypothesis for s in made.rollout.samples if s.reference] == texts
+    given, plain = torch.tensor([s.reference for s in made.rollout.samples]), _policy(lora=None)
+    assert given.tolist() == [*[False] * 4, True] * 3 and made.rollout.finished[given].all()
+    # its old log-probabilities are those of the policy that acted, so that the first ratio is 1
+    mean = (made.rollout.logp * made.rollout.mask).sum(1)[given] / made.rollout.mask.sum(1)[given]
+    assert -float(mean.mean()) == pytest.approx(plain.supervised(_clips()).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("shut", [False, True], ids=["longer than the budget", "suppressed"])
+def test_a_reference_that_cannot_be_written_does_not_join(shut: bool, warned: list[str]) -> None:
+    batch = [
+        replace(_clips()[0], text="" if shut else "hi 0"),
+        replace(_clips()[1], text="i"),
+        _clip("x", _clips()[2].noisy, None),
+    ]
+    policy = _policy(reference_in_group=True, kl_beta=0.0, sampling={"max_new_tokens": 4})
+    policy.model.begin_suppress_tokens = policy.model.stops if shut else []
+    algo = algorithm(policy)
+    made = algo.collect(batch, RIGHT, seed=0)
+    assert made.rollout.group.tolist() == [0] * 4 + [1] * 5 + [2] * 4
+    assert algo.update(made, lr=0.01)["skipped_updates"] == 0 and "1 of 2" in warned[0]
+
+
+@pytest.mark.parametrize("more", [0, 1], ids=["sampled", "with references"])
+def test_collections_join(more: int) -> None:
+    policy, batch = _policy(reference_in_group=more > 0), _clips("fun_asr_nano", 0.8, 0.5)
     one, two = policy.rollout(batch[:3], group=4, seed=1), policy.rollout(batch[3:], group=4, seed=2)
     made = policy.join([(one, torch.tensor([0, 2])), (two, torch.tensor([1]))])
-    assert made.group.tolist() == [i for i in range(3) for _ in range(4)]
-    assert [s.key for s in made.samples] == ["u0"] * 4 + ["u2"] * 4 + ["u4"] * 4
-    for mine, (rollout, row) in enumerate([(one, 0), (one, 8), (two, 4)]):
-        a, b = made.logp[4 * mine][made.mask[4 * mine]], rollout.logp[row][rollout.mask[row]]
+    size = 4 + more
+    assert made.group.tolist() == [i for i in range(3) for _ in range(size)]
+    assert [s.key for s in made.samples] == ["u0"] * size + ["u2"] * size + ["u4"] * size
+    assert [s.reference for s in made.samples] == made.state.given.tolist() == [*[False] * 4, *[True] * more] * 3
+    for mine, (rollout, row) in enumerate([(one, 0), (one, 2), (two, 1)]):
+        mine, row = (i * size + size - 1 for i in (mine, row))
+        a, b = made.logp[mine][made.mask[mine]], rollout.logp[row][rollout.mask[row]]
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     look = policy.log_prob(made, torch.arange(8), with_kl=False)
     assert float((look.logp - made.logp[:8])[made.mask[:8]].detach().abs().max()) < 1e-6

@@ -305,6 +305,15 @@ def test_the_supervised_loss_is_the_recordings_cross_entropy_and_falls() -> None
     assert losses[-1] < 0.7 * losses[0] and p.model.codec.encoded == 3
 
 
+def test_a_recording_joins_its_group_and_diffro_sees_what_was_sampled() -> None:
+    p = policy(algo="grpo+diffro", diffro=DiffRO(on="all"), reference_in_group=True)
+    made = algorithm(p, soft=THREES).collect([*CLIPS, clip("x", "one", recorded=False)], LOW, seed=0)
+    given = [i for i, s in enumerate(made.rollout.samples) if s.reference]
+    assert given == [4, 9, 14] and len(made.rollout.samples) == 19
+    assert [made.rollout.samples[i].tokens.tolist() for i in given] == [[5, 6, 7], [9, 9], [1, 2, 3, 4]]
+    assert made.extra["kept"].sum() == 16 and not made.extra["kept"][given].any() and made.reward[given].all()
+
+
 def test_moments_and_what_wins() -> None:
     noise = gumbel_noise([20000], 4, [0])
     assert abs(float(noise.mean()) - 0.5772) < 0.02 and abs(float(noise.var()) - math.pi**2 / 6) < 0.05

@@ -174,6 +174,12 @@ class LanguageModel(nn.Module):
         logits = self.head(self.forward_states(prompts, rows, ids)).float()
         return self.restrict(logits, first=True) if restricted else logits
 
+    def room(self, prompts: EncodedPrompts, most: int | Sequence[int]) -> list[int]:
+        """Longest answer to each prompt, the stop included: ``most``, or what a table of positions leaves."""
+        each = [most] * len(prompts) if isinstance(most, int) else list(map(int, most))
+        left = self.net.config.max_target_positions - max(len(i) for i in prompts.ids) if self.seq2seq else max(each)
+        return [min(n, max(1, left)) for n in each]
+
     @torch.no_grad()
     def generate(
         self,
@@ -197,10 +203,7 @@ class LanguageModel(nn.Module):
         """
         if not len(prompts):
             return Generation(torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0).bool(), torch.zeros(0).bool())
-        each = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(map(int, max_new_tokens))
-        if self.seq2seq:  # a table of positions
-            left = max(1, self.net.config.max_target_positions - max(len(i) for i in prompts.ids))
-            each = [min(n, left) for n in each]
+        each = self.room(prompts, max_new_tokens)
         if beams > 1:
             return beam_search(self, prompts, beams, max(each))
         logits, visible, cache, step = prefill(self, prompts)

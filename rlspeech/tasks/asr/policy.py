@@ -15,15 +15,15 @@ them, and the log-probabilities of their tokens go into the ratio. Nothing is le
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlspeech.data.batches import Clip
-from rlspeech.tasks.token_policy import TokenPolicy, TokenRollout
-from rlspeech.types import Rollout, Sample
+from rlspeech.tasks.token_policy import TokenPolicy
+from rlspeech.types import Sample
 
 if TYPE_CHECKING:
     from rlspeech.models.audio_lm.model import AudioLM, EncodedPrompts
@@ -43,36 +43,17 @@ class AsrPolicy(TokenPolicy):
 
     # -- acting --------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def rollout(self, batch: list[Clip], *, group: int, seed: int) -> Rollout:
-        """Sample ``group`` transcripts of each of B clips. Returns N = B*G rows of S tokens, the stop token one of them."""
+    def _samples(self, clips: list[Clip], ids: Tensor, mask: Tensor, finished: Tensor) -> list[Sample]:
         shut = {*self.model.suppress_tokens, *self.model.begin_suppress_tokens}
-        if self.model.stops[0] in shut and any(c.text is not None and not c.text.strip() for c in batch):
+        if self.model.stops[0] in shut and any(c.text is not None and not c.text.strip() for c in clips):
             why = "some texts are empty, and its lists of suppressed tokens do not let the model write nothing"
             self._once("empty", f"{why}: --set suppress=allow_empty lets it, in training and in what is saved")
-        self.announce("encode")
-        with self._cast():
-            encoded = self._encode(batch)
-            parked = encoded.to("cpu") if self.config.offload == "phase" else encoded
-            self.announce("rollout")
-            ids, mask, finished, prompts = self._generate(encoded, batch, group, seed, self._room(batch))
-        silent = torch.tensor([c.noisy.shape[-1] == 0 for c in batch])[prompts]  # nothing was decided in their rows
-        mask, finished = mask & ~silent[:, None], finished | silent
-        texts = self.model.text(ids, mask)
-        samples = [self._sample(batch[p], text) for p, text in zip(prompts.tolist(), texts, strict=True)]
-        state = TokenRollout(batch, None if self.model.train_encoder else parked, ids, mask, prompts)
-        return self._pack(state, samples, finished)
+        return [self._sample(c, text) for c, text in zip(clips, self.model.text(ids, mask), strict=True)]
 
-    @torch.no_grad()
-    def base(self, batch: list[Clip], *, seed: int | None = None) -> list[Sample]:
-        """What the reference weights make of each clip, greedily; the seed changes nothing."""
-        with self.adapted.reference() as model:
-            if self.config.offload == "phase":
-                self._phase = ""  # the reference needs its parts too
-                model.park("all", self.device)
-            with self._cast():
-                texts = self._greedy(model, self._encode(batch, model=model), batch)
-            return [self._sample(c, text) for c, text in zip(batch, texts, strict=True)]
+    def _answers(self, model: Any, clips: list[Clip]) -> list[Sample]:
+        """The likeliest transcripts."""
+        texts = self._greedy(model, self._encode(clips, model=model), clips)
+        return [self._sample(c, text) for c, text in zip(clips, texts, strict=True)]
 
     @torch.no_grad()
     def transcribe(self, clips: Sequence[Clip]) -> list[str]:
@@ -110,8 +91,11 @@ class AsrPolicy(TokenPolicy):
 
     # -- the control ---------------------------------------------------------------------------------------------------
 
+    def _is_empty(self, clip: Clip) -> bool:
+        return clip.noisy.shape[-1] == 0
+
     def _has_reference(self, clip: Clip) -> bool:
-        return clip.text is not None and clip.noisy.shape[-1] > 0
+        return clip.text is not None and not self._is_empty(clip)
 
     def _references(self, clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
         return self.model.references([c.text or "" for c in clips], self.sampling.language)  # type: ignore[no-any-return]

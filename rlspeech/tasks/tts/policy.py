@@ -63,33 +63,20 @@ class TtsPolicy(TokenPolicy):
 
     # -- acting --------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def rollout(self, batch: list[Clip], *, group: int, seed: int) -> Rollout:
-        """Sample ``group`` utterances for each of B texts. Returns N = B*G rows of S tokens, the stop one of them."""
-        self.announce("encode")
-        asked = self._encode(batch)
-        self.announce("rollout")
-        room = [longest(c.text, self.model, self.sampling) for c in batch]
-        with self._cast():
-            ids, mask, finished, prompts = self._generate(asked, batch, group, seed, room)
-        # nothing to say: nothing was decided
-        empty = torch.tensor([not self.model.pieces(c.text or "") for c in batch])[prompts]
-        mask, finished = mask & ~empty[:, None], finished | empty
-        clips, codes = [batch[p] for p in prompts.tolist()], self.model.codes(ids, mask)
-        samples = self.task.samples(self.model, clips, codes, finished, wavs=self.decodes)
-        return self._pack(TokenRollout(batch, asked, ids, mask, prompts), samples, finished)
+    def _room(self, clips: Sequence[Clip]) -> list[int]:
+        return [longest(c.text, self.model, self.sampling) for c in clips]
 
-    @torch.no_grad()
-    def base(self, batch: list[Clip], *, seed: int | None = None) -> list[Sample]:
-        """What the reference weights say, one draw a text, the same every time: the likeliest ids would run in loops."""
-        with self.adapted.reference() as model:
-            if self.config.offload == "phase":
-                self._phase = ""  # the reference needs the device too
-                model.park("all", self.device)
-            with self._cast():
-                how = {"sampling": self.sampling, "seed": self.seed, "wavs": self.decodes}
-                made: list[Sample] = self.task.synthesise(model, batch, **how)
-        return made
+    def _is_empty(self, clip: Clip) -> bool:
+        return not self.model.pieces(clip.text or "")
+
+    def _samples(self, clips: list[Clip], ids: Tensor, mask: Tensor, finished: Tensor) -> list[Sample]:
+        codes = self.model.codes(ids, mask)
+        return self.task.samples(self.model, clips, codes, finished, wavs=self.decodes)  # type: ignore[no-any-return]
+
+    def _answers(self, model: Any, clips: list[Clip]) -> list[Sample]:
+        """One draw a text: the likeliest ids would run in loops."""
+        how = {"sampling": self.sampling, "seed": self.seed, "wavs": self.decodes}
+        return self.task.synthesise(model, clips, **how)  # type: ignore[no-any-return]
 
     def _encode(self, clips: Sequence[Clip], *, model: CodecLM | None = None, grad: bool = False) -> EncodedPrompts:
         return self.model.encode([self.task.line(c, self.model) for c in clips])  # type: ignore[no-any-return]
