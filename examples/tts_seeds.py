@@ -47,7 +47,7 @@ def read(folders: list[Path], texts: dict[str, str]) -> tuple[Table, dict[str, T
                 continue
             draws[arm].add(row["system"] if arm != row["system"] else folder.name)
             said = Sample(key, np.zeros(0, np.float32), 16000, None, texts[key], {}, row["hypothesis"])
-            found = counts_of(rules.judge(said))
+            found = counts_of(rules.judge(said.text, said.hypothesis, said.columns))
             old = counts[arm].get(key, dict.fromkeys(found, 0))
             counts[arm][key] = {k: old[k] + v for k, v in found.items()}
             for column, table in scores.items():

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 
 from rlspeech.data.text import align, get_normaliser, units
@@ -30,7 +29,7 @@ from rlspeech.rewards.rules import TextRules
 from rlspeech.run import flat
 from rlspeech.scores import JUDGE_TEXT, step_name
 from rlspeech.stats import Interval, as_dicts, mean_interval, paired_delta
-from rlspeech.types import Sample, UserError
+from rlspeech.types import UserError
 
 NORMALISER = "basic-3"  # of texts that are shown against each other
 FACTS = frozenset({"key", "system", "step", "item", "text", "hypothesis", "errors"})
@@ -83,7 +82,7 @@ class System:
             rules = TextRules(self._normaliser)
         except UserError:  # a function that is not here
             return None
-        return counts_of(rules.judge(Sample(key, np.zeros(0, np.float32), 16000, None, text, {}, hypothesis)))
+        return counts_of(rules.judge(text, hypothesis))
 
     def column(self, metric: str, keys: Sequence[str]) -> dict[str, float | None]:
         """Values by item."""

@@ -18,19 +18,18 @@ The rules of a hallucination, each on its own (``detail`` names those that fired
 A translation into the same script, or as many words as were said and all of them others, is caught by the error rate only. An empty
 hypothesis of words that were said is error rate 1; an empty hypothesis of silence is right.
 
-R2 is flat: a loop of ten words is as bad as one of a thousand, and a group in which all loop has nothing to learn from. ``graded``, ours:
+R2 is flat: a loop of ten words costs what one of a thousand does, and a group of loops has nothing to learn from. ``graded``, ours:
 
-    R2 = r / (1 + x^2) - 1,    x the largest of what was found over its threshold, r <= 1 the script's, both of the rules that are on
+    R2 = r / (1 + x^2) - 1,    x the largest of the sizes and r the script's share, both of the rules that are on:
 
-    loop       units of a repetition that are unmatched, and beyond what the reference repeats, over ``insertion_run``
-    run        the longest stretch of inserted units, over ``insertion_run``
+    run, loop  units of the longest insertion, and of a repetition (unmatched, beyond the reference's own), over ``insertion_run``
     length     units more than the reference's, over those that the rule above leaves
     stutter    repetitions over ``character_repeats``, from that many on: letters come twice in many a word
-    nonspeech  1 + (units - 1) / ``insertion_run``: the first of them is as bad as a run
+    nonspeech  1 + (units - 1) / ``insertion_run``: the first unit is as bad as a run
     script     r = o / ``script_share``, at most 1; o adds up over scripts the smaller of its shares of both texts
 
-It is 0 for none, -1/2 where the flat rule of a run begins to fire, falls with every further unit and stays above -1; the square leaves
-single words to the error rate. Right letters thus earn a little even around a loop, a text wholly in another script earns nothing: -1.
+0 for none, -1/2 where the rule of a run begins to fire, falling with every further unit, above -1; the square leaves single words to the
+error rate. The right script earns a little even in a loop, a text wholly in another one nothing: -1.
 
 Empty is what holds nothing but white space as it was written. A normaliser that erases ``>>``, ``♪`` or ``[BLANK_AUDIO]`` would make
 silence of them, and a policy finds that out. So where nothing is said, a hypothesis that normalises to nothing is judged by its raw words,
@@ -41,7 +40,7 @@ one insertion each. Where something is said, tags and signs are what the normali
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import eq, truediv
@@ -53,6 +52,7 @@ from rlspeech.types import Sample, Score, UserError
 
 RULES = ("loop", "stutter", "run", "length", "script", "nonspeech")
 EMPTY = {"raw": 2, "normalised": 1}  # rule -> version of the rules
+NONE: Mapping[str, Any] = {}
 CACHE = 8192  # texts: the rollouts of a group share their reference, and often each other's words
 
 
@@ -102,45 +102,43 @@ class Hallucinations:
             what = "these thresholds would call every text a hallucination"
             raise UserError(what, "a repetition takes two, a run one", "larger ones")
 
-    @property
-    def on(self) -> Sequence[str]:
-        """The rules that apply, in the order of ``RULES``."""
-        return [name for name in RULES if self.rules == "all" or name in self.rules.split("+")]
-
     def fired(self, found: Alignment, in_characters: bool) -> list[str]:
         """Names of the rules that an alignment breaks, in the order of ``RULES``."""
         if not found.hypothesis or (not found.errors and found.reference):
             return []  # nothing is there, or it is what was said
+        on = RULES if self.rules == "all" else self.rules.split("+")
+        inserted, run, longest = self._lengths(found, in_characters)
         checks: dict[str, Callable[[], bool]] = {
             "loop": lambda: self._loop(found),
             "stutter": lambda: self._stutter(found) > 0,
-            "run": lambda: _longest_run(found) >= self._run(in_characters),
-            "length": lambda: len(found.hypothesis) > self._longest(found),
+            "run": lambda: inserted >= run,
+            "length": lambda: len(found.hypothesis) > longest,
             "script": lambda: self._script(found),
             "nonspeech": lambda: not found.reference,
         }
-        return [name for name in self.on if checks[name]()]
+        return [name for name in RULES if name in on and checks[name]()]
 
     def grade(self, found: Alignment, in_characters: bool) -> float:
         """R2 by length, in [-1, 0]; see the module."""
         if not found.hypothesis or (not found.errors and found.reference):
             return 0.0
-        run, said, written = self._run(in_characters), len(found.reference), len(found.hypothesis)
+        inserted, run, longest = self._lengths(found, in_characters)
+        on, said, written = self.rules.split("+"), len(found.reference), len(found.hypothesis)
         sizes = {
             "loop": self._repeated(found) / run,
             "stutter": self._stutter(found) / self.character_repeats,
-            "run": _longest_run(found) / run,
-            "length": (written - said) / max(1.0, self._longest(found) - said),
+            "run": inserted / run,
+            "length": (written - said) / max(1.0, longest - said),
             "nonspeech": 0.0 if said else 1 + (written - 1) / run,
         }
-        x = max([0.0, *(sizes[name] for name in self.on if name in sizes)])
-        return (self._right_script(found) if "script" in self.on else 1.0) / (1 + x * x) - 1
+        x = max([0.0, *(size for name, size in sizes.items() if {name, "all"} & {*on})])
+        return (self._right_script(found) if {"script", "all"} & {*on} else 1.0) / (1 + x * x) - 1
 
-    def _run(self, in_characters: bool) -> int:
-        return self.insertion_run_characters if in_characters else self.insertion_run
-
-    def _longest(self, found: Alignment) -> float:
-        return self.length_ratio * len(found.reference) + self.length_constant
+    def _lengths(self, found: Alignment, in_characters: bool) -> tuple[int, int, float]:
+        """The longest run of inserted units, the shortest that the rule forbids, and the longest hypothesis that is allowed."""
+        inserted = max((end - start for tag, _, _, start, end in found.ops if tag == "insert"), default=0)
+        run = self.insertion_run_characters if in_characters else self.insertion_run
+        return inserted, run, self.length_ratio * len(found.reference) + self.length_constant
 
     def _loop(self, found: Alignment) -> bool:
         hyp = found.hypothesis
@@ -196,10 +194,6 @@ def _scripts(found: Alignment) -> list[list[str]]:
     return [[{"kana": "han"}.get(s, s) for u in units if (s := script_of(u))] for units in both]
 
 
-def _longest_run(found: Alignment) -> int:
-    return max((end - start for tag, _, _, start, end in found.ops if tag == "insert"), default=0)
-
-
 def _unmatched(found: Alignment, start: int, end: int) -> int:
     """Wrong units of a stretch of the hypothesis."""
     wrong = [(o[3], o[4]) for o in found.ops if o[0] in ("replace", "insert")]
@@ -225,7 +219,7 @@ def _repetitions(sequence: Sequence[str], longest: int) -> Iterator[tuple[int, i
                     yield found[-1]
 
 
-def keywords_of(columns: dict[str, Any]) -> list[str]:
+def keywords_of(columns: Mapping[str, Any]) -> list[str]:
     """The keywords of a manifest row: ``columns["keywords"]`` as a list, or as one text with commas between them."""
     given = columns.get("keywords") or []
     parts = given.split(",") if isinstance(given, str) else given
@@ -243,8 +237,6 @@ def count_keywords(keywords: Sequence[Sequence[str]], found: Alignment) -> tuple
 
 
 def _occurrences(keyword: tuple[str, ...], text: list[str]) -> int:
-    if len(keyword) == 1:
-        return text.count(keyword[0])
     count = i = 0
     while i <= len(text) - len(keyword):
         hit = text[i] == keyword[0] and tuple(text[i : i + len(keyword)]) == keyword
@@ -291,23 +283,23 @@ class TextRules:
         """One alignment a sample, then the columns; ``detail`` holds the texts, the counts and the rules that fired."""
         return [self._row(s, columns) for s in samples]
 
-    def judge(self, sample: Sample) -> Judged:
-        """Normalise, align and look for hallucinations and keywords in one sample with ``text`` and ``hypothesis``."""
-        raw = sample.hypothesis or ""
-        texts = self._normalise(sample.text or ""), self._normalise(raw)
-        language = self._language or sample.columns.get("language")
+    def judge(self, text: str | None, hypothesis: str | None, columns: Mapping[str, Any] = NONE) -> Judged:
+        """Normalise, align and look for hallucinations and keywords in one hypothesis; ``columns`` of the row."""
+        raw = hypothesis or ""
+        texts = self._normalise(text or ""), self._normalise(raw)
+        language = self._language or columns.get("language")
         language = language if isinstance(language, str) else None
         judged = raw if self._rules.empty == "raw" and not any(texts) else texts[1]
         found = align(units(texts[0], language), units(judged, language))
         how = found, written_in_characters(texts[0] or texts[1], language)
         fired = self._rules.fired(*how)
         penalty = self._rules.grade(*how) if self._rules.graded else -1.0 if fired else 0.0
-        keywords = [units(self._normalise(k), language) for k in keywords_of(sample.columns)]
+        keywords = [units(self._normalise(k), language) for k in keywords_of(columns)]
         counts = count_keywords(keywords, found) if any(keywords) else None
         return Judged(found, fired, penalty, counts, texts, language, raw)
 
     def _row(self, sample: Sample, columns: Sequence[str]) -> dict[str, Score]:
-        judged = self.judge(sample)
+        judged = self.judge(sample.text, sample.hypothesis, sample.columns)
         found = judged.found
         texts = dict(zip(("reference_text", "hypothesis_text"), judged.texts, strict=True))
         detail: dict[str, Any] = {"hypothesis": sample.hypothesis, **texts, "normaliser": self._normaliser}
@@ -349,7 +341,5 @@ def _keyword_score(name: str, counts: tuple[int, int, int] | None, detail: dict[
     both, wanted, written = counts
     if not wanted and not written:
         return Score(1.0, None, detail)  # listed, not said, not claimed
-    precision, recall = both / max(written, 1), both / max(wanted, 1)
-    if name == "keywords":
-        return Score((precision + recall) / 2, None, detail)
-    return Score(2 * both / (wanted + written), None, detail)
+    mean, f1 = (both / max(written, 1) + both / max(wanted, 1)) / 2, 2 * both / (wanted + written)
+    return Score(mean if name == "keywords" else f1, None, detail)

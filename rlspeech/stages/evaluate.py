@@ -15,8 +15,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from rlspeech import log
 from rlspeech.config import Evaluate
 from rlspeech.data.batches import columns_of
@@ -237,9 +235,9 @@ class Result:
         rules = TextRules(self.config.normaliser, self.config.sampling.language)
         made: dict[str, dict[str, dict[str, int]]] = {s: {} for s in (*self.bounds, *self.names)}
         for system, utt in ((s, u) for s in made for u in self.utts if self._answered(s, u.id)):
-            row, nothing = self.table.row(system, utt.id), np.zeros(0, np.float32)
-            sample = Sample(utt.id, nothing, 16000, None, utt.text, columns_of(utt), row["hypothesis"])
-            made[system][utt.id] = row.get("counts") or counts_of(rules.judge(sample))
+            row = self.table.row(system, utt.id)
+            judged = rules.judge(utt.text, row["hypothesis"], columns_of(utt))
+            made[system][utt.id] = row.get("counts") or counts_of(judged)
         return made
 
     def _values(self) -> dict[str, list[str]]:

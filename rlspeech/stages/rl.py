@@ -230,8 +230,7 @@ class Session:
 def describe(experience: Experience) -> tuple[dict[str, Any], dict[str, float]]:
     """What a collection logs: reward and its parts, spread inside groups, shares without signal, seconds and memory a phase.
 
-    A reference in a group counts for its group alone: everything else is of the rows that were sampled.
-
+    A reference in a group counts for what is said of groups; everything else is of sampled rows.
     Rollouts of tokens also log how long they are and the share that stopped by itself, transcripts their word error rate: errors over
     words (characters where the language has no spaces) of all texts in which something is said.
 

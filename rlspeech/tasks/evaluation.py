@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from rlspeech.config import Evaluate
 from rlspeech.data.audio import AudioError
-from rlspeech.files import safe_name
+from rlspeech.files import JsonlWriter, dumps, read_jsonl, safe_name, write_text
 from rlspeech.rewards import base
 from rlspeech.scores import Row, ScoreTable
 from rlspeech.types import Sample, Score, UserError, Utterance
@@ -117,9 +117,19 @@ class Answers(AbstractContextManager["Answers"]):
     def __init__(self, evaluation: Any, system: System, table: ScoreTable, fingerprint: str) -> None:
         self.evaluation, self.config, self.system = evaluation, evaluation.config, system
         self.table, self.name, self.fingerprint = table, system.name, fingerprint
+        self.journal: JsonlWriter | None = None
 
     def __exit__(self, *_: object) -> None:
         """Close files."""
+        if self.journal is not None:
+            self.journal.close()
+
+    def journal_of(self, folder: str, is_whole: Callable[[Row], bool]) -> JsonlWriter:
+        """The system's rows in FOLDER/NAME.jsonl, less those that are not whole."""
+        path = self.table.folder / folder / f"{self.name}.jsonl"
+        write_text(path, "".join(dumps(r) + "\n" for r in [*read_jsonl(path)] if is_whole(r)))
+        self.journal = JsonlWriter(path, key="key")
+        return self.journal
 
     def todo(self, utts: Sequence[Utterance]) -> list[Utterance]:
         """Rows without scores, in the order in which they are answered: long ones last, when trouble with memory costs least."""

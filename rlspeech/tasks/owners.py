@@ -81,9 +81,7 @@ POLICY = (
     Rule("diffro.noise", "diffro.mode=teacher", lambda c: c.diffro.mode == "teacher"),
     Rule(COMPARING, "--algo grpo, ppo or grpo+diffro", lambda c: c.algo != "diffro"),
     Rule("advantage advantage_std dynamic_sampling", "--algo grpo or grpo+diffro", lambda c: "grpo" in c.algo),
-    Rule(
-        "reference_in_group", "--algo grpo or grpo+diffro, and kl=full", lambda c: "grpo" in c.method and c.kl == "full"
-    ),
+    Rule("reference_in_group", "grpo or grpo+diffro with kl=full", lambda c: "grpo" in c.method and c.kl == "full"),
     Rule("advantage_std", "advantage=sum_then_norm", lambda c: c.advantage == "sum_then_norm"),
     Rule(
         "advantage_clip",

@@ -29,6 +29,7 @@ from rlspeech.data.batches import Clip, seed_of
 from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.files import read_object
 from rlspeech.models.adapters import Adapted
+from rlspeech.models.audio_lm.generate import Generation
 from rlspeech.types import LogProb, Rollout, Sample, UserError, Utterance
 
 
@@ -118,7 +119,6 @@ class TokenRollout:
     ids: Tensor  # (N, S) tokens, on the host
     mask: Tensor  # (N, S) bool, those that were drawn
     prompts: Tensor  # (N,) long
-    given: Tensor  # (N,) bool, references that nobody sampled
 
 
 class TokenPolicy:
@@ -188,8 +188,10 @@ class TokenPolicy:
         nothing = torch.tensor([self._is_empty(c) for c in batch])[prompts]  # was decided in their rows
         mask, finished = mask & ~nothing[:, None], finished | nothing
         samples = self._samples([batch[p] for p in prompts.tolist()], ids, mask, finished)
+        for sample, is_reference in zip(samples, given.tolist(), strict=True):
+            sample.reference = is_reference
         kept = None if getattr(self.model, "train_encoder", False) else parked
-        return self._pack(TokenRollout(batch, kept, ids, mask, prompts, given), samples, finished)
+        return self._pack(TokenRollout(batch, kept, ids, mask, prompts), samples, finished)
 
     @torch.no_grad()
     def base(self, batch: list[Clip], *, seed: int | None = None) -> list[Sample]:
@@ -209,30 +211,26 @@ class TokenPolicy:
             seeds = [seed_of(self.seed, seed, c.draw) for c in clips]
             how: dict[str, Any] = {"group": group, "sampling": self.sampling, "max_new_tokens": room, "seed": seeds}
             parts.append(self.model.generate(encoded.select(range(at, at + len(clips))), **how))
-        rows, finished = [(d.ids, d.mask) for d in parts], torch.cat([d.finished for d in parts])
         prompts = torch.arange(len(batch)).repeat_interleave(group)
         if self.config.reference_in_group and any(map(self._has_reference, batch)):
-            joining, *reference = self._joining(batch, self.model.room(encoded, most))
-            rows.append((reference[0], reference[1]))
-            prompts, finished = torch.cat([prompts, joining]), torch.cat([finished, torch.ones_like(joining).bool()])
-        order = prompts.sort(stable=True).indices
-        ids, mask = self._stacked(rows)
+            joining, references = self._joining(batch, self.model.room(encoded, most))
+            prompts, parts = torch.cat([prompts, joining]), [*parts, references]
+        order, (ids, mask) = prompts.sort(stable=True).indices, self._stacked([d[:2] for d in parts])
+        finished = torch.cat([d.finished for d in parts])
         return ids[order], mask[order], finished[order], prompts[order], order >= len(batch) * group
 
-    def _joining(self, batch: Sequence[Clip], room: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Clips (K,) whose reference the policy could write, with its ids and mask (K, S)."""
-        known = torch.tensor([i for i, c in enumerate(batch) if self._has_reference(c)])
+    def _joining(self, batch: Sequence[Clip], room: Sequence[int]) -> tuple[Tensor, Generation]:
+        """Clips (K,) whose reference the policy could write, and those references."""
+        known, model = torch.tensor([i for i, c in enumerate(batch) if self._has_reference(c)]), self.model
         ids, mask = self._references([batch[i] for i in known.tolist()])
-        never, first = (list(getattr(self.model, f"{x}suppress_tokens")) for x in ("", "begin_"))
-        shut = (torch.isin(ids, torch.tensor(never).long()) & mask).any(1) | torch.isin(
-            ids[:, 0], torch.tensor(first).long()
-        )
+        never, first = (torch.tensor(x).long() for x in (model.suppress_tokens, model.begin_suppress_tokens))
+        shut = (torch.isin(ids, never) & mask).any(1) | torch.isin(ids[:, 0], first)
         fits = ~shut & (mask.sum(1) <= torch.tensor(room)[known])
         if not fits.all():
             why = f"{int((~fits).sum())} of {len(known)} references are longer than may be written, or hold suppressed tokens"
             hint = "--set sampling.max_new_tokens=N, or suppress=allow_empty where texts are empty"
             self._once("joining", f"{why}: they do not join their groups; {hint}")
-        return known[fits], ids[fits], mask[fits]
+        return known[fits], Generation(ids[fits], mask[fits], fits[fits])
 
     def _stacked(self, rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Parts' ids and masks (n, S) as one, as wide as the widest."""
@@ -245,7 +243,7 @@ class TokenPolicy:
         """Some prompts (K,) of several rollouts as one; see ``GRPO.refill``. Its micro-batches are new, and ``logp`` with them."""
         self.announce("rollout")
         clips, samples, owners, encoded = list[Clip](), list[Sample](), list[int](), list[Any]()
-        ids_mask, finished, given = list[tuple[Tensor, Tensor]](), list[Tensor](), list[Tensor]()
+        ids_mask, finished = list[tuple[Tensor, Tensor]](), list[Tensor]()
         for rollout, chosen in parts:
             state: TokenRollout = rollout.state
             if state.encoded is not None:
@@ -256,10 +254,9 @@ class TokenPolicy:
                 clips.append(state.clips[p])
                 ids_mask.append((state.ids[rows], state.mask[rows]))
                 finished.append(rollout.finished[rows])
-                given.append(state.given[rows])
                 samples += [rollout.samples[i] for i in rows.tolist()]
         whole = type(encoded[0]).joined(encoded) if encoded else None
-        made = TokenRollout(clips, whole, *self._stacked(ids_mask), torch.tensor(owners), torch.cat(given))
+        made = TokenRollout(clips, whole, *self._stacked(ids_mask), torch.tensor(owners))
         return self._pack(made, samples, torch.cat(finished))
 
     def _once(self, name: str, message: str) -> None:
@@ -273,12 +270,10 @@ class TokenPolicy:
         """A rollout with the log-probabilities of the training pass, over the micro-batches that the update will take."""
         logp = torch.zeros(state.ids.shape, device=self.device)
         gaps, warm = list[Tensor](), list[Tensor]()
-        for sample, given in zip(samples, state.given.tolist(), strict=True):
-            sample.reference = given
+        sampled = state.mask & torch.tensor([not s.reference for s in samples])[:, None]
         for rows in self._micro(state):
             logits = self._forward(self.model, state, rows)
             width = logits.shape[1]
-            sampled = state.mask & ~state.given[:, None]
             ids, mask = (x[rows, :width].to(logits.device) for x in (state.ids, sampled))
             trained = token_logp(logits, ids, self.sampling.temperature)
             logp[rows.to(self.device), :width] = trained

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 
-import jiwer
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from reward_signals import NOTHING, sample, scored, voice
+from reward_signals import sample, scored, voice
 
 from rlspeech.rewards.rates import compare_rates, corpus_interval, counts_of
 from rlspeech.rewards.rules import TextRules
@@ -74,17 +71,6 @@ def test_transformers_recogniser_from_a_folder(tmp_path):
 
 
 NORMALISERS = ("none-1", "english-2")
-WORDS = st.lists(st.sampled_from("the a cat sat on mat x".split()), max_size=12)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(WORDS.filter(bool), WORDS), min_size=1, max_size=5))
-def test_the_rate_is_that_of_jiwer(pairs):
-    corpus = jiwer.process_words([" ".join(r) for r, _ in pairs], [" ".join(h) for _, h in pairs])
-    texts = [(" ".join(r), " ".join(h), "en") for r, h in pairs]
-    found = corpus_interval(texts, "basic-1")
-    assert found.mean == pytest.approx(corpus.wer) and found.n == len(pairs)
-    assert found.lo != found.lo if len(pairs) < 2 else found.lo <= found.mean <= found.hi
 
 
 def test_a_corpus_rate_weighs_texts_by_their_words_and_leaves_out_silence():
@@ -97,7 +83,7 @@ def test_a_corpus_rate_weighs_texts_by_their_words_and_leaves_out_silence():
 
 def counts(pairs):
     rules = TextRules("none-1")
-    return [counts_of(rules.judge(sample(NOTHING, text=r, hypothesis=h))) for r, h in pairs]
+    return [counts_of(rules.judge(*pair)) for pair in pairs]
 
 
 def test_intervals_are_of_the_ratio_and_paired() -> None:
@@ -126,7 +112,7 @@ def test_intervals_are_of_the_ratio_and_paired() -> None:
 def test_what_holds_no_word_and_how_words_look():
     said = "|>>|(gentle music)|*sigh* \u266a|[a|Hello world|hello.|HELLO|3.5 don't|\u4f60\u3002".split("|")
     pairs = [*(("hello world", h) for h in said), ("", " >>"), ("", "You."), ("", "")]
-    rows = [counts_of(TextRules(n).judge(sample(NOTHING, text=r, hypothesis=h))) for n in NORMALISERS for r, h in pairs]
+    rows = [counts_of(TextRules(n).judge(*pair)) for n in NORMALISERS for pair in pairs]
     both = [rows[: len(pairs)], rows[len(pairs) :]]
     expected = {"symbols": {1, 2, 3, 10}, "written": set(range(4, 10)), "cased": {5, 6, 9}, "empty": {12}}
     for name, found in expected.items():

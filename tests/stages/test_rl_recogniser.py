@@ -16,9 +16,9 @@ from tiny_recognisers import ROWS, write_corpus, write_model
 from tiny_speech import SMALL_RL, assert_same, interrupted, read_rows, state_at
 
 from rlspeech import log
-from rlspeech.config import RL, Exploration, Sampling
+from rlspeech.config import RL, Sampling
 from rlspeech.stages import probe, rl
-from rlspeech.tasks import check_settings, complete, get_task
+from rlspeech.tasks import get_task
 from rlspeech.types import UserError
 
 
@@ -62,19 +62,6 @@ def test_the_control_and_the_probe(given: dict[str, str], tmp_path: Path) -> Non
     assert len(made) == 2 and all(math.isfinite(v) for v in made)
     found = probe.run(config(given, tmp_path / "probe", probe_batches=4))
     assert [r["setting"] for r in found["rows"]] == ["temperature 1"] and "all" in found["rows"][0]
-
-
-def test_settings_of_other_tasks_are_refused_before_anything_is_read(tmp_path: Path) -> None:
-    for changes in ({"video": "shuffled"}, {"explore": Exploration(noise=0.9)}):
-        with pytest.raises(UserError, match=next(iter(changes))):
-            rl.run(RL(task="asr", model="nowhere", data="nothing", out=str(tmp_path / "x"), **changes))
-    assert not (tmp_path / "x").exists()
-
-
-def test_defaults_pass_even_when_they_are_written_out() -> None:
-    check_settings(RL(task="asr", video="right", explore=Exploration(), clip_s=RL().clip_s), get_task("asr"))
-    filled = complete(RL(task="asr"), get_task("asr"))
-    assert filled.rewards and complete(filled, get_task("asr")) == filled  # what a run writes down is what it can read
 
 
 def test_a_recogniser_needs_texts_and_clips_it_can_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

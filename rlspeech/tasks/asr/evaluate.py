@@ -18,7 +18,6 @@ from rlspeech.config import Evaluate
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.batches import columns_of
 from rlspeech.data.inputs import texts_of
-from rlspeech.files import JsonlWriter, dumps, read_jsonl, write_text
 from rlspeech.rewards import base
 from rlspeech.rewards.rates import RATES, counts_of
 from rlspeech.rewards.recognisers import Recogniser
@@ -51,7 +50,7 @@ class Recognition(Evaluation):
             why = f"{len(utts)} rows of {self.config.data}"
             raise UserError("no recording has a text", why, "rlspeech transcribe takes recordings without one")
         notes = [f"{n} recordings have no text and are left out"] if (n := len(utts) - len(some)) else []
-        blank = [u.id for u in some if (u.text or "").strip() and not self.rules.judge(_sample(u, "")).texts[0]]
+        blank = [u.id for u in some if (u.text or "").strip() and not self.rules.judge(u.text, "").texts[0]]
         if blank:
             normaliser, few = self.config.normaliser, ", ".join(sorted(blank)[:3])
             notes.append(f"{len(blank)} texts are empty after {normaliser} and are left out: {few}")
@@ -84,15 +83,9 @@ class _Transcripts(Answers):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self.path = self.table.folder / "hypotheses" / f"{self.name}.jsonl"
-        kept = [r for r in read_jsonl(self.path) if not r.get("errors")]
-        write_text(self.path, "".join(dumps(r) + "\n" for r in kept))
-        self.rows = JsonlWriter(self.path, key="key")
+        self.rows = self.journal_of("hypotheses", lambda row: not row.get("errors"))
         self.evaluation.transcripts[self.name] = self.rows.rows
         self.recogniser: Recogniser | None = None
-
-    def __exit__(self, *_: object) -> None:
-        self.rows.close()
 
     def todo(self, utts: Sequence[Utterance]) -> list[Utterance]:
         return sorted(utts, key=lambda u: (u.id in self.rows, u.duration))
@@ -105,7 +98,7 @@ class _Transcripts(Answers):
         return [failed.get(u.id) or _sample(u, self.rows.rows[u.id]["hypothesis"]) for u in utts]
 
     def facts(self, sample: Sample, scores: Mapping[str, Score]) -> Row:
-        judged = self.evaluation.rules.judge(sample)
+        judged = self.evaluation.rules.judge(sample.text, sample.hypothesis, sample.columns)
         return {
             "text": sample.text,
             "hypothesis": sample.hypothesis,
@@ -127,17 +120,17 @@ class _Transcripts(Answers):
                 wavs[utt.id] = load_audio(utt.audio_filepath, recogniser.sample_rate, utt.offset, utt.duration)
             except AudioError as error:
                 failed[utt.id] = error
-        began_s, found = time.perf_counter(), dict[str, Row]()
-        for key, made in zip(wavs, recogniser.whole(list(wavs.values())), strict=True):
-            if isinstance(made, Exception):
-                failed[key] = made
-            else:
-                found[key] = {"hypothesis": made.text, "pieces": made.pieces, "truncated": made.truncated, "errors": {}}
+        began_s = time.perf_counter()
+        made = {**dict(zip(wavs, recogniser.whole(list(wavs.values())), strict=True)), **failed}
         seconds = round((time.perf_counter() - began_s) / max(1, len(wavs)), 4)
-        for utt in utts:
-            row = found.get(utt.id) or {"hypothesis": None, "errors": {"hypothesis": reason_of(failed[utt.id])}}
-            self.rows.write({"key": utt.id, "system": self.name, **row, "seconds": seconds})
-        return failed
+        for key, found in ((u.id, made[u.id]) for u in utts):
+            row: Row = {"hypothesis": None, "errors": {}}
+            if isinstance(found, Exception):
+                row["errors"]["hypothesis"] = reason_of(found)
+            else:
+                row |= {"hypothesis": found.text, "pieces": found.pieces, "truncated": found.truncated}
+            self.rows.write({"key": key, "system": self.name, **row, "seconds": seconds})
+        return {key: found for key, found in made.items() if isinstance(found, Exception)}
 
     def _recogniser(self) -> Recogniser:
         if self.recogniser is None:
@@ -146,7 +139,7 @@ class _Transcripts(Answers):
             self.recogniser = Recogniser(model, sampling=config.sampling, beams=config.beams, batch=config.batch)
             meta = {"model": checkpoint, "facts": facts, "normaliser": "none: raw decodes", "beams": config.beams}
             meta |= {"sampling": config.sampling.model_dump(mode="json")}
-            write_json(self.path.with_suffix(".meta.json"), meta)
+            write_json(self.rows.path.with_suffix(".meta.json"), meta)
         return self.recogniser
 
 

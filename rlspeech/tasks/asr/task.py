@@ -190,13 +190,9 @@ def speed_perturb(wav: Tensor, how: Augment) -> Tensor:
 def spec_augment(frames: Tensor, how: Augment) -> Tensor:
     """Log-mel frames (L, mels) with stretches and bands set to their mean (SpecAugment, arXiv 1904.08779)."""
     frames, mean = frames.clone(), frames.mean()
-    length, mels = frames.shape
-    for _ in range(how.time_masks):
-        width = int(torch.rand(()) * (how.time_share * length + 1))
-        start = int(torch.rand(()) * max(1, length - width))
-        frames[start : start + width] = mean
-    for _ in range(how.mel_masks):
-        width = int(torch.rand(()) * (how.mel_width + 1))
-        start = int(torch.rand(()) * max(1, mels - width))
-        frames[:, start : start + width] = mean
+    for axis, count, most in ((0, how.time_masks, how.time_share * len(frames)), (1, how.mel_masks, how.mel_width)):
+        for _ in range(count):
+            width = int(torch.rand(()) * (most + 1))
+            start = int(torch.rand(()) * max(1, frames.shape[axis] - width))
+            frames.transpose(0, axis)[start : start + width] = mean
     return frames

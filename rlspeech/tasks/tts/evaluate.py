@@ -22,7 +22,6 @@ from rlspeech.config_parts import SPEAKING
 from rlspeech.data.audio import AudioError, load_audio, save_audio
 from rlspeech.data.batches import Clip, columns_of
 from rlspeech.data.text import get_normaliser
-from rlspeech.files import JsonlWriter, dumps, read_jsonl, write_text
 from rlspeech.parallel import one_by_one
 from rlspeech.run import settings_of
 from rlspeech.scores import Row, ScoreTable
@@ -114,17 +113,12 @@ class _Spoken(Answers):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        path = self.table.folder / "said" / f"{self.name}.jsonl"
-        kept = [r for r in read_jsonl(path) if r.get("weights") == self.fingerprint and self._whole(r)]
-        write_text(path, "".join(dumps(r) + "\n" for r in kept))
-        self.journal, self.best = JsonlWriter(path, key="key"), cast(BestOf | None, None)
-
-    def __exit__(self, *_: object) -> None:
-        self.journal.close()
+        self.said, self.best = self.journal_of("said", self._whole), cast(BestOf | None, None)
 
     def _whole(self, row: Row) -> bool:
-        """True where the waveform of a row is there, or there is none to be had."""
-        return bool(not row.get("samples") or self.file(str(row["key"])).is_file())
+        """True where a row is of these weights, and its waveform is there, or there is none to be had."""
+        there = not row.get("samples") or self.file(str(row["key"])).is_file()
+        return there and row.get("weights") == self.fingerprint
 
     @property
     def model(self) -> Any:
@@ -135,7 +129,7 @@ class _Spoken(Answers):
         return sorted((u for u in utts if not self.table.done(self.name, u.id)), key=lambda u: len(u.text or ""))
 
     def of(self, utts: Sequence[Utterance]) -> list[Sample | Exception]:
-        new, began_s = [u for u in utts if u.id not in self.journal], time.perf_counter()
+        new, began_s = [u for u in utts if u.id not in self.said], time.perf_counter()
         made = dict(zip((u.id for u in new), one_by_one(self.make, new), strict=True))
         seconds = round((time.perf_counter() - began_s) / max(1, len(new)), 4)
         for s in (s for s in made.values() if isinstance(s, Sample)):
@@ -144,7 +138,7 @@ class _Spoken(Answers):
             row: Row = {"key": s.key, "weights": self.fingerprint, "text": s.text, "sample_rate": s.sample_rate}
             row.update({"samples": len(s.wav), "finished": s.finished, "seconds": seconds, "token_s": s.token_s})
             row |= {} if self.best is None else self.best.choices.pop(s.key, {})
-            self.journal.write({**row, "tokens": None if s.tokens is None else s.tokens.tolist()})
+            self.said.write({**row, "tokens": None if s.tokens is None else s.tokens.tolist()})
         failed = {k: m for k, m in made.items() if isinstance(m, Exception)}
         return [failed.get(u.id) or self._kept(u) for u in utts]
 
@@ -177,7 +171,7 @@ class _Spoken(Answers):
 
     def _kept(self, utt: Utterance) -> Sample:
         """The saved speech of a row, to be scored."""
-        row = self.journal.rows[utt.id]
+        row = self.said.rows[utt.id]
         rate = int(row["sample_rate"])
         wav = load_audio(self.file(utt.id), rate) if row["samples"] else np.zeros(0, np.float32)
         tokens = None if row["tokens"] is None else np.array(row["tokens"], np.int64)
