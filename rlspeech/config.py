@@ -111,16 +111,24 @@ class RewardSpec(Strict):
     missing: Literal["auto", "unscorable", "skip"] = conf(
         "auto", "what a null does: its row is unscorable, or it adds nothing (skip); auto: as the reward declares"
     )
-    mode: Literal["add", "override"] = conf(
-        "add", "override: a score below 0 times the weight is the whole reward of its row; needs scale none"
-    )
+    mode: Literal["add", "override"] = conf("add", "override: a score below 0 is its row's whole reward; scale none")
 
 
 class GuardSpec(Strict):
-    """A metric that is measured, not rewarded, and may stop the run."""
+    """A metric that is measured, not rewarded, and may stop the run, or is held."""
 
     name: str
     max_drop: NonNegative | None = conf(None, "stop when the mean falls by more than this, beyond doubt; null: watch")
+    hold: bool = conf(False, "instead of stopping, weigh it in as far as its fall has to be kept within max_drop")
+
+
+class Hold(Strict):
+    """How guards are held (``stages/validation.py``)."""
+
+    every: Count = conf(4, "steps between two readings on the validation clips; fewer overshoot less")
+    aim: float = conf(0.75, "share of the limit at which a fall is held: steps between readings overshoot", gt=0, le=1)
+    gains: tuple[NonNegative, NonNegative, NonNegative] = conf((4.0, 0.5, 4.0), "PID of the error (fall / limit - aim)")
+    most: Positive = conf(10.0, "largest multiplier: 1 weighs as much as all rewards together")
 
 
 class Exploration(Strict):
@@ -202,8 +210,10 @@ class RL(Strict):
     out: str | None = None
     rewards: list[RewardSpec] = conf([], "reward, e.g. estoi=1 (see rlspeech doctor); repeatable (default: the task's)")
     guards: list[GuardSpec] = conf(
-        [], "metric to watch; a fall beyond MAX_DROP stops the run; NAME?: if it can be computed; repeatable; []: none"
+        [],
+        "metric to watch; a fall beyond MAX_DROP stops the run, or with :hold is weighed in so that it stays within (every rollout is then scored by it); NAME?: if it can be computed; repeatable; []: none",
     )
+    hold: Hold = Hold()
     explore: Exploration = Exploration()
     sampling: Sampling = Sampling()
     ppo: PPO = PPO()
@@ -219,9 +229,7 @@ class RL(Strict):
         "asr: tokens of the generation config that stay suppressed, in training and in what is saved: all (keep); all but the stop, so that a text may be empty, which R2 needs of a Whisper (allow_empty); none",
     )
     encoder_cache_mib: Whole = conf(1024, "asr: memory for outputs of a frozen encoder of fixed windows; 0: none")
-    precision: Literal["auto", "fp32", "bf16"] = conf(
-        "fp32", "asr, tts: of a language model's weights and rollouts; auto: bf16 where a GPU has it"
-    )
+    precision: Literal["auto", "fp32", "bf16"] = conf("fp32", "asr, tts: language models; auto: bf16 if a GPU has it")
     offload: Literal["none", "phase"] = conf("none", "phase: keep in host memory what the running phase does not need")
     steps: Count = conf(60, "number of training steps, each a collection of rollouts and its updates")
     prompts_per_step: Count = conf(16, "prompts in one step, over all processes")
@@ -320,9 +328,7 @@ class ScoreFolder(Strict):
     llm_model: str | None = conf(None, "for llm at an address: name of the model (default: the only one it serves)")
     sentiment: str | None = conf(None, "for llm: Hub id or folder of an ordinal classifier (default: the embedded one)")
     prompt: str | None = conf(None, "for llm: file of prompts, of which the first is asked (default: the shipped ones)")
-    report: Literal["auto", "always", "never"] = conf(
-        "auto", "report.html; auto: if rewards give words, or for ladders"
-    )
+    report: Literal["auto", "always", "never"] = conf("auto", "report.html; auto: if rewards give words or for ladders")
     players: Whole = conf(8, "number of clips with players in the report")
     out: str | None = None
     batch: Count = conf(16, "files in one batch")

@@ -81,9 +81,7 @@ class Mixing(Strict):
     babble: Share = conf(0.0, "share of noises that are three to seven voices of the clean speech at once")
     second: Share = conf(0.0, "share of noises with another one beside")
     speed: tuple[Speed, Speed] = conf((1.0, 1.0), "range of playing speeds of speech without video, and of noise")
-    eq_db: NonNegative = conf(
-        0.0, "deviation of a random smooth filter over half of the speech and the noises; 0: none"
-    )
+    eq_db: NonNegative = conf(0.0, "deviation of a random smooth filter over half of speech and noises; 0: none")
 
 
 class Augment(Strict):

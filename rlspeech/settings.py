@@ -285,15 +285,20 @@ def _expand(value: Any, annotation: Any) -> Any:
     if isinstance(value, str):
         value = [value]
     if isinstance(value, Mapping):
-        return [{"name": name, number: n} for name, n in value.items()]
+        return [_entry(name, number, n) for name, n in value.items()]
     if not isinstance(value, list | tuple):
         return value
     return [_spec(entry, number) if isinstance(entry, str) else entry for entry in value]
 
 
 def _spec(text: str, number: str) -> dict[str, Any]:
-    """``pesq_wb=1.0``, or a bare name; an "=" inside brackets belongs to the name."""
+    """``pesq_wb=1.0``, a guard's ``pesq_wb=0.1:hold``, or a bare name; an "=" inside brackets belongs to the name."""
     match = re.fullmatch(r"(.+?)=([^=\[\]]*)", text.strip())
     if match is None or ("[" in match[1] and not match[1].endswith("]")):
         return {"name": text.strip()}
-    return {"name": match[1].strip(), number: parse_value(match[2])}
+    return _entry(match[1].strip(), number, parse_value(match[2]))
+
+
+def _entry(name: str, number: str, value: Any) -> dict[str, Any]:
+    held = number == "max_drop" and isinstance(value, str) and value.endswith(":hold")
+    return {"name": name, number: parse_value(value[:-5]), "hold": True} if held else {"name": name, number: value}

@@ -133,8 +133,11 @@ def test_rewards_have_a_shorthand(given_as: Any, expected: list[tuple[str, float
 
 
 def test_guards_have_a_shorthand() -> None:
-    guards = resolve(RL, flags={"guards": ["estoi=0.02", "pesq_wb"]})[0].guards
-    assert [(g.name, g.max_drop) for g in guards] == [("estoi", 0.02), ("pesq_wb", None)]
+    asked = ["estoi=0.02", "pesq_wb", "si_sdr?=0.2:hold", "mine.mod:fn=1:hold", "mine.mod:fn"]
+    guards = resolve(RL, flags={"guards": asked})[0].guards
+    assert resolve(RL, flags={"guards": {"estoi": 0.02, "si_sdr?": "0.2:hold"}})[0].guards == [guards[0], guards[2]]
+    held = [("si_sdr?", 0.2, True), ("mine.mod:fn", 1, True), ("mine.mod:fn", None, False)]
+    assert [(g.name, g.max_drop, g.hold) for g in guards][2:] == held and guards[0].max_drop == 0.02
 
 
 @pytest.mark.parametrize(

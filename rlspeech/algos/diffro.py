@@ -212,9 +212,10 @@ class GRPODiffRO(_Soft, GRPO):
     name = "grpo+diffro"
 
     def advantage_of(self, rollout: Rollout, scores: Columns, specs: Specs, base: Columns | None = None) -> Judged:
-        """GRPO's, of the rewards whose gradient is not followed."""
-        own = [s for s in specs if s not in getattr(self.soft, "specs", ())]
-        return super().advantage_of(rollout, scores, own or specs, base)
+        """GRPO's, of the rewards whose gradient is not followed, or of all where there are none, and of guards that are held."""
+        followed, count = {s.name for s in getattr(self.soft, "specs", ())}, len(self.config.rewards)
+        own = [s for i, s in enumerate(specs) if s.name not in followed or (i >= count and s.name in self.held)]
+        return super().advantage_of(rollout, scores, own if len(own) > len(self.held) else specs, base)
 
     def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
         super().assign_credit(experience, rollout)
@@ -228,7 +229,7 @@ class GRPODiffRO(_Soft, GRPO):
     def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, Logged]:
         """GRPO's gradient plus ``diffro.weight`` times the differentiable reward's; the agreement of the parts stays GRPO's."""
         grads, stats = super().gradients(experience, advantage, prompts)
-        total, weight = grads.total, self.config.diffro.weight
+        total, weight = grads.total, self.config.diffro.weight / (1 + sum(self.held.values()))  # as ``specs``
         if not weight:
             return grads, stats
         soft, more = self.soft_gradients(experience, prompts, 0.0)

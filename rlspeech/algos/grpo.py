@@ -106,7 +106,7 @@ class GRPO(PolicyUpdate):
         A draw that cannot be scored stops the run, whatever follows.
         """
         rows, mine, (scores,) = self.ranks.rows(made.rollout, made.prompts, self.values(made))
-        _, advantage = self.advantage_of(rows, scores, self.config.rewards)
+        _, advantage = self.advantage_of(rows, scores, self.specs)
         self.check_scorable(made.columns, advantage.unscorable)
         alive = torch.zeros(int(rows.group.max()) + 1).index_add_(0, rows.group, advantage.value.abs())
         return alive > 0, torch.unique(rows.group[mine])

@@ -146,7 +146,7 @@ class RelativePPO(PPO):
         kl = self.divergence(experience, rollout)
         columns = {} if kl is None else {"kl": kl.sum(1).numpy()}
         rows, mine, (scores, base, away) = self.rows(experience, rollout, columns)
-        made = relative_reward(self.counted(scores, rows.finished), base, rows.group.numpy(), self.config.rewards)
+        made = relative_reward(self.counted(scores, rows.finished), base, rows.group.numpy(), self.specs)
         reward, difference = (self.with_truncation(x, rows.finished) for x in (made.reward, made.difference))
         advantage = self._advantage(difference, rows, torch.from_numpy(away["kl"]) if away else None)
         experience.take(mine, np.where(np.isfinite(difference), reward, np.nan), advantage)
@@ -291,7 +291,7 @@ class CriticPPO(PPO):
         A value function must know what a reward is worth: divided by every collection's own spread, the same score would be another
         reward each time. GRPO and the relative form only compare within a collection.
         """
-        specs = self.config.rewards
+        specs = self.specs
         scaled = [i for i, spec in enumerate(specs) if spec.scale == "batch"]
         if any(specs[i].name not in self.spread for i in scaled):
             plain = [1.0 if spec.scale == "batch" else None for spec in specs]

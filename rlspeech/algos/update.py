@@ -138,6 +138,7 @@ class PolicyUpdate(ABC):
         self.config, self.policy, self.optimizer, self.ranks = config, policy, optimizer, ranks or Ranks()
         self.clip_range = float("inf") if config.clip_range == "auto" else float(config.clip_range)
         self.checked = False
+        self.held: Mapping[str, float] = {g.name: 0.0 for g in config.guards if g.hold}  # multipliers
         if config.kl_target is not None and not (config.kl_beta and hasattr(policy, "adapted")):
             why = "with kl_beta 0 no KL is measured" if hasattr(policy, "adapted") else "it has no attribute adapted"
             raise UserError("this policy cannot be held to a kl_target", why, "--set kl_beta=0.01")
@@ -149,6 +150,17 @@ class PolicyUpdate(ABC):
 
     # -- what an algorithm says ----------------------------------------------------------------------------------------
 
+    @property
+    def specs(self) -> Specs:
+        """This step's composition: (rewards + sum lambda_i guard_i) / (1 + sum lambda_i), as in arXiv 2007.03964, which keeps its size.
+
+        Held guards are scaled by their spread in the group, which is what can be chosen from; lambda 1 weighs as all rewards together.
+        """
+        size = 1 + sum(self.held.values())
+        own = [spec.model_copy(update={"weight": spec.weight / size}) for spec in self.config.rewards]
+        whole = sum(abs(spec.weight) for spec in own)
+        return own + [RewardSpec(name=n, weight=whole * by, scale="group") for n, by in self.held.items()]
+
     @abstractmethod
     def advantage_of(self, rollout: Rollout, scores: Columns, specs: Specs, base: Columns | None = None) -> Judged:
         """Composed reward (N,) and advantage of one collection under any composition of its scores, without any KL."""
@@ -156,7 +168,7 @@ class PolicyUpdate(ABC):
     def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
         """Fill in the reward, the advantage and what is logged of a scored collection."""
         rows, mine, (scores, base) = self.rows(experience, rollout)
-        experience.take(mine, *self.advantage_of(rows, scores, self.config.rewards, base))
+        experience.take(mine, *self.advantage_of(rows, scores, self.specs, base))
 
     def rows(self, experience: Experience, rollout: Rollout, *columns: Columns) -> Any:
         """``Ranks.rows`` with the scores, the base's scores, and further columns."""
@@ -249,7 +261,7 @@ class PolicyUpdate(ABC):
 
     def _draw(self, prompts: list[Any], scorer: JointScorer, seed: int) -> Draw:
         if not prompts:
-            return Draw([], no_rows(), {spec.name: [] for spec in self.config.rewards})
+            return Draw([], no_rows(), {spec.name: [] for spec in self.specs})
         self.phases.enter(self.phases.first)
         rollout = self.policy.rollout(prompts, group=self.config.group, seed=seed)
         for sample, prompt in zip(rollout.samples, rollout.group.tolist(), strict=True):
@@ -266,7 +278,7 @@ class PolicyUpdate(ABC):
         cfg = self.config
         if unscorable <= cfg.max_unscorable:
             return
-        own = [s.error for spec in cfg.rewards for s in columns[spec.name] if s.error]
+        own = [s.error for spec in self.specs for s in columns[spec.name] if s.error]
         reasons = [error for part in self.ranks.gather(own) for error in part]
         common = max(set(reasons), key=reasons.count) if reasons else "unknown"
         what = f"{100 * unscorable:.0f} % of the rollouts could not be scored (limit {100 * cfg.max_unscorable:.0f} %)"

@@ -77,7 +77,7 @@ def rl(
     data: str | None = None,
     valid: str | None = None,
     rewards: Annotated[Texts, _metric("--reward", "NAME=WEIGHT")] = None,
-    guards: Annotated[Texts, _metric("--guard", "NAME[=MAX_DROP]")] = None,
+    guards: Annotated[Texts, _metric("--guard", "NAME[=MAX_DROP[:hold]]")] = None,
     steps: int | None = None,
     group: int | None = None,
     prompts_per_step: int | None = None,

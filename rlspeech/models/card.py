@@ -170,7 +170,7 @@ def _rewards(rl: Mapping[str, Any]) -> list[str]:
 
 def _guards(rl: Mapping[str, Any]) -> list[str]:
     specs = list(map(_mapping, _list(rl.get("guard_specs"))))
-    drops = ["any amount" if s.get("max_drop") is None else s["max_drop"] for s in specs]
+    drops = ["any amount" if (m := s.get("max_drop")) is None else f"{m}, held" if s.get("hold") else m for s in specs]
     rows = [[s.get("name"), drop, s.get("help", "")] for s, drop in zip(specs, drops, strict=True)]
     what = "Measured, not rewarded: what they lose, the rewards have bought."
     table = _table(["metric", "may get worse by", "what it is"], rows)

@@ -388,7 +388,8 @@ def _trained_on(run: RunRecord) -> dict[str, Any]:
     if not config:
         return {}
     rewards = [s for s in _specs(run, "rewards") if number(s.get("weight", 1)) is not None]
-    guards = {s["name"]: number(s.get("max_drop")) for s in _specs(run, "guards")}
+    guards = [(s, number(s.get("max_drop"))) for s in _specs(run, "guards")]
+    watched = [(s["name"], drop, "held within" if s.get("hold") else "may drop by") for s, drop in guards]
     held_out = "held back from the data" if config.get("data") else "of the embedded corpus"
     return {
         "data": config.get("data") or "the embedded corpus",
@@ -396,7 +397,7 @@ def _trained_on(run: RunRecord) -> dict[str, Any]:
         "measured" if run.method == "control" else "rewarded": ", ".join(
             f"{s.get('weight', 1):g} x {s['name']}" for s in rewards
         ),
-        "watched": ", ".join(n if drop is None else f"{n} (may drop by {drop:g})" for n, drop in guards.items()),
+        "watched": ", ".join(n if drop is None else f"{n} ({how} {drop:g})" for n, drop, how in watched),
     }
 
 
@@ -479,24 +480,18 @@ def cost_of(run: RunRecord) -> dict[str, str]:
         if "total" in noted:
             found["time"] = f"{noted['total']:.0f} s" + (f", of which scoring {parts}" if parts else "")
         return found
-    seconds: dict[str, float] = {}
-    memory: dict[str, float] = {}
-    for row in run.metrics:
-        for name, value in row.items():
-            head, _, phase = name.partition("/")
-            if (v := number(value)) is None or not phase:
-                continue
-            if head == "seconds":
-                seconds[phase] = seconds.get(phase, 0.0) + v
-            elif head == "memory_mb":
-                memory[phase] = max(memory.get(phase, 0.0), v)
+    logged: dict[str, dict[str, list[float]]] = {"seconds": {}, "memory_mb": {}}
+    for name, value in (cell for row in run.metrics for cell in row.items()):
+        head, _, phase = name.partition("/")
+        if head in logged and phase and (v := number(value)) is not None:
+            logged[head].setdefault(phase, []).append(v)
+    seconds, found = {phase: sum(values) for phase, values in logged["seconds"].items()}, {}
     total = sum(seconds.values())
-    found = {}
     if total > 0:
         found["all phases"] = f"{total:.1f} s" + (f", {total / run.step:.2f} s a step" if run.step else "")
         by_size = sorted(seconds.items(), key=lambda kv: -kv[1])
         found |= {phase: f"{s:.1f} s ({100 * s / total:.0f} %)" for phase, s in by_size}
-    found |= {f"memory, {phase}": f"{mb:.0f} MB at most" for phase, mb in memory.items()}
+    found |= {f"memory, {phase}": f"{max(mb):.0f} MB at most" for phase, mb in logged["memory_mb"].items()}
     earlier = run.env.get("earlier")
     if isinstance(earlier, list) and earlier:
         found["attempts"] = f"{len(earlier) + 1}: interrupted and gone on with"

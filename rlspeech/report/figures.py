@@ -204,8 +204,8 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
 
 
 def _kind(part: str) -> Kind:
-    if part in ("seconds", "memory_mb"):
-        return "cost"
+    if part in ("seconds", "memory_mb", "hold"):
+        return "guard" if part == "hold" else "cost"
     return "reward" if part in ("valid", "delta") or part.startswith("reward") else "train"
 
 

@@ -118,7 +118,7 @@ def explain(config: RL, task: Task, device: str, rows: int, trainable: int) -> N
     n, u = config.prompts_per_step, config.updates_per_collection
     size = f"{trainable / 1e6:.2f} M trainable parameters"
     log.say(f"{device}; {size}; {rows} prompts to draw from")
-    watched = ", ".join(g.name for g in config.guards) or "nothing"
+    watched = ", ".join(g.name + ":hold" * g.hold for g in config.guards) or "nothing"
     if config.policy_weight == 0:
         log.say(f"control without RL: {n} prompts a step, the supervised loss alone; {config.steps} steps")
         log.say(f"measured {', '.join(r.name for r in config.rewards)}; watched {watched}")

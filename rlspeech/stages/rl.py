@@ -62,6 +62,8 @@ def run(config: RL) -> dict[str, Any]:
         log.say(f"a guard stopped it; --model {made} takes the best checkpoint before that: {best}")
     elif summary["tripped"]:
         log.warn(f"a guard stopped it before any better checkpoint: go on with {model}, not with {made}")
+    elif summary["beyond"]:
+        log.warn(f"{', '.join(summary['beyond'])} ended beyond the limit; better within it: {best or 'no checkpoint'}")
     which = "" if config.task == RL.model_fields["task"].default else f" --task {config.task}"
     log.say(f"next: rlspeech eval{which} --model before={model} --model after={made}")
     return summary
@@ -108,6 +110,7 @@ class Session:
         if len(valid) > 1:  # a single one has no other to take a video from
             valid = with_video(valid, config.video)  # the control is checked as it is trained
         self.validation = Validation(config, engine, task, folder, judge, valid)
+        self.algo.held = self.validation.holds.state["lambda"]
         self.step = self.cursor = self.reserve_cursor = self.drawn = 0
         self.repeats = False  # one has been remarked on
         self.feed: Iterator[tuple[list[Clip], int]] = iter(())  # prompts, and the cursor behind them
@@ -173,13 +176,14 @@ class Session:
     def advance(self, prompts: list[Clip]) -> dict[str, Any]:
         """One step: collect and update. Returns what is logged, of all processes together."""
         cfg, seed = self.config, 1 + self.step
+        self.validation.hold(self.policy, self.step)
         experience = self.algo.collect(prompts, self.scorer, seed, self.further if cfg.dynamic_sampling else None)
         decay = 1 - self.step / cfg.steps if cfg.lr_schedule == "linear" else 1.0
         stats = self.algo.update(experience, lr=cfg.lr * decay)
         self.step += 1
         row, counts = describe(experience)
         whole = merged(self.engine.gather(({**row, **stats}, counts)))
-        return {**whole, **self.algo.steer(whole), "lr": cfg.lr * decay}
+        return {**whole, **self.algo.steer(whole), "lr": cfg.lr * decay, **self.validation.holds.row()}
 
     def validate(self) -> str | None:
         """Score the held-out clips; keep the weights where they are the best so far. Returns a guard's reason to stop, or None."""
@@ -199,19 +203,19 @@ class Session:
         self.adapted.load_trained({k: v.to(self.engine.device) for k, v in state["trained"].items()})
         load_optimizer_state(self.optimizer, state["optimizer"])
         self.step, self.cursor, self.reserve_cursor = (int(state.get(k, 0)) for k in ("step", "cursor", "spent"))
-        self.validation.restore(state["history"], state["best"])
+        self.validation.restore(state["history"], state["best"], state.get("holds", {}))
         self.algo.load_state(state["algo"])
         set_rng_state(state["rng"])
         log.say(f"resumed at step {self.step} from {path}")
 
     def save(self, *, best: bool = False) -> None:
         """A plain checkpoint (adapter folded in), the adapter beside it, and trainer state."""
-        history, reached = self.validation.history, self.validation.best
+        history, reached, held = self.validation.history, self.validation.best, self.validation.holds.state
         before, judged = self.facts.get("facts", {}), self.validation.judge.meta()
         facts = tuned_facts(self.config, before, history, self.step, self.train.utts, judged)
         state: dict[str, Any] = {"trained": self.adapted.trained(), "optimizer": self.optimizer.state_dict()}
         state |= {"rng": rng_state(), "cursor": self.cursor, "spent": self.reserve_cursor, "history": history}
-        state |= {"algo": self.algo.state(), "best": None if math.isinf(reached) else reached}
+        state |= {"algo": self.algo.state(), "best": None if math.isinf(reached) else reached, "holds": held}
 
         def write(path: Any) -> None:
             self.task.save(path, self.adapted.model, facts=facts, weights=self.adapted.merged())
@@ -279,12 +283,12 @@ def merged(parts: Sequence[tuple[dict[str, Any], dict[str, float]]]) -> dict[str
 
 
 def make_scorer(config: RL, device: str, *, guards: bool = True) -> Scorer:
-    """The rewards, and the guards if asked for, loaded and tried once before anything is computed.
+    """The rewards, the guards that are held, and the others if asked for, loaded and tried once before anything is computed.
 
     Raises:
         UserError: one of them does not work here.
     """
-    names = [r.name for r in config.rewards] + ([g.name for g in config.guards] if guards else [])
+    names = [r.name for r in config.rewards] + [g.name for g in config.guards if guards or g.hold]
     scorer = Scorer(list(dict.fromkeys(names)), device=device, workers=config.workers)
     scorer.dry_run()
     return scorer

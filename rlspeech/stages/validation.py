@@ -13,10 +13,10 @@ import math
 import re
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class GuardWatch:
     """Metrics that are measured and not rewarded: the first reading is the baseline, a later one may be a reason to stop.
 
     A guard trips when its mean over the items where both readings are values is worse than the baseline by more than ``max_drop``
-    *and* the bootstrap interval of the difference says so; a limit of None only watches.
+    *and* the bootstrap interval of the difference says so; a limit of None only watches, and one that is held (``Holds``) does not trip.
     """
 
     def __init__(self, specs: Sequence[GuardSpec]) -> None:
@@ -83,10 +83,45 @@ class GuardWatch:
             found = mean_interval(difference)
             drop, half = found.mean, (found.hi - found.lo) / 2 if found.n > 1 else 0.0
             self.drops[spec.name] = drop
-            if spec.max_drop is not None and np.isfinite(drop) and drop - half > spec.max_drop:
+            if spec.max_drop is not None and not spec.hold and np.isfinite(drop) and drop - half > spec.max_drop:
                 means = f"{np.nanmean(first):.4g} -> {np.nanmean(now):.4g}"
                 reasons.append(f"{spec.name} is worse by {drop:.3g} +- {half:.2g} (limit {spec.max_drop:g}): {means}")
         return f"step {step}: " + "; ".join(reasons) if reasons else None
+
+    def beyond(self) -> list[str]:
+        """Guards whose mean was beyond its limit at the last reading, if not yet beyond doubt."""
+        limits = {s.name: s.max_drop for s in self.specs if s.max_drop is not None}
+        return [name for name, limit in limits.items() if self.drops.get(name, 0.0) > limit]
+
+
+class Holds:
+    """Multipliers of the guards that are held, by PID control (arXiv 2007.03964): they rise where a fall is beyond its aim, and sink.
+
+    At a reading the error e is the fall in units of its limit, less ``hold.aim``; both are clipped to [0, ``hold.most``], against windup:
+
+        integral += I e,   lambda = P e + integral + D max(0, e - the last reading's e).
+
+    Falls are read on the validation clips, not on the rollouts, though these are scored by then: exploration alone worsens most metrics by
+    more than a limit, and every step has other clips. There a fall is paired with step 0, for every algorithm, and is what the limit is of.
+    """
+
+    def __init__(self, config: RL) -> None:
+        self.limits, self.how = {g.name: cast(float, g.max_drop) for g in config.guards if g.hold}, config.hold
+        self.state = {part: dict.fromkeys(self.limits, 0.0) for part in ("drop", "integral", "lambda")}
+
+    def update(self, drops: Mapping[str, float]) -> None:
+        """Take in the falls, in the metrics' units; one that is not known leaves its multiplier as it is."""
+        (p, i, d), most, (before, integral, pull) = self.how.gains, self.how.most, self.state.values()
+        for name, limit in self.limits.items():
+            if math.isfinite(drop := drops.get(name, math.nan)):
+                error, rise = drop / limit - self.how.aim, max(0.0, drop - before[name]) / limit
+                integral[name] = min(max(integral[name] + i * error, 0.0), most)
+                pull[name] = min(max(p * error + integral[name] + d * rise, 0.0), most)
+                before[name] = drop
+
+    def row(self) -> dict[str, float]:
+        """What is logged of a step."""
+        return {f"hold/{name}/{part}": self.state[part][name] for name in self.limits for part in ("drop", "lambda")}
 
 
 @dataclass
@@ -106,14 +141,16 @@ class Validation:
     gain: float | None = None  # the last validation's mean gain in reward; None before the second one
 
     def __post_init__(self) -> None:
-        self.guards = GuardWatch(self.config.guards)
+        self.guards, self.holds = GuardWatch(self.config.guards), Holds(self.config)
 
-    def restore(self, history: list[dict[str, Any]], best: float | None) -> None:
+    def restore(self, history: list[dict[str, Any]], best: float | None, holds: Mapping[str, Any]) -> None:
         """Take up what an earlier attempt has found. Raises ``TypeError`` and others where it is spoilt."""
         self.history, self.best = history, -math.inf if best is None else best
-        self.changes()
-        self.guards.update(0, {g.name: history[0][g.name] for g in self.config.guards})
-        self.tripped = self._watch()
+        changes(history, self.config.seed)
+        for part, kept in holds.items():
+            self.holds.state[part].update(kept)  # the algorithm has that of the multipliers
+        self.guards.update(0, history[0])
+        self.tripped = self.guards.update(history[-1]["step"], history[-1])
 
     @log.waiting("validating")
     def run(self, policy: Any, step: int) -> bool:
@@ -123,7 +160,7 @@ class Validation:
         row: dict[str, Any] = {"step": step, **{k: [s.value for s in column] for k, column in scores.items()}}
         row[ALTOGETHER] = reward_of(self.config.rewards, row, (self.history or [row])[0])
         self.history.append(row)
-        found = self.changes()
+        found = changes(self.history, self.config.seed)
         means, deltas = {k: now for k, (_, now, _) in found.items()}, {k: d for k, (_, _, d) in found.items()}
         if any(s.hypothesis is not None for s in samples):
             means["wer"] = corpus_interval(texts_of(samples), TEXT, self.config.seed)
@@ -133,21 +170,30 @@ class Validation:
         self.folder.log(step, **interval_columns("valid", means), **interval_columns("delta", deltas), **seconds)
         if step and (line := summary_line(deltas)):
             log.say(f"step {step}, {len(self.clips)} held-out clips against step 0: {line}")
-        tripped, gain = self._watch(), deltas[ALTOGETHER].mean
+        tripped, gain = self.guards.update(step, row), deltas[ALTOGETHER].mean
         self.gain = gain if step else None
-        better = gain > self.best and step > 0 and not tripped and not self._spoilt()
+        better = gain > self.best and step > 0 and not tripped and not self.guards.beyond()
         self.tripped, better = self.engine.agree((tripped, better))
         self.best = gain if better else self.best
         return better
 
-    def _score(self, policy: Any) -> tuple[list[Sample], dict[str, list[Score]]]:
+    def hold(self, policy: Any, step: int) -> None:
+        """Where it is time, read the guards that are held, which a validation of the step has done, and set their multipliers."""
+        if not self.holds.limits or step % self.config.hold.every:
+            return
+        if self.history[-1]["step"] != step:
+            _, scores = self._score(policy, self.holds.limits)
+            self.guards.update(step, {name: [s.value for s in column] for name, column in scores.items()})
+        self.holds.update(self.engine.agree(self.guards.drops))
+
+    def _score(self, policy: Any, only: Collection[str] | None = None) -> tuple[list[Sample], dict[str, list[Score]]]:
         """Outputs of all clips (with sound where it is kept) and a score a clip by name; each process makes its share."""
         cfg, world, count = self.config, self.engine.world, len(self.clips)
         mine = self.clips[self.engine.rank :: world]
         made, found = list[Sample](), dict[str, list[Score]]()
         if mine or self.engine.is_main:  # the same latents at every validation: differences are the weights'
             draws = [self.task.outputs(policy, mine, seed=cfg.seed + DRAW * draw) for draw in range(cfg.valid_draws)]
-            made, found = draws[0], averaged([self.judge.score(samples) for samples in draws])
+            made, found = draws[0], averaged([self.judge.score(samples, only) for samples in draws])
         audible = len(range(self.engine.rank, min(AUDIBLE, count), world))  # of this process's
         kept = [replace(s, target=None, wav=s.wav if i < audible else s.wav[:0]) for i, s in enumerate(made)]
         samples, scores = list[Any]([None] * count), dict[str, list[Any]]()
@@ -157,30 +203,17 @@ class Validation:
                 scores.setdefault(name, [None] * count)[rank::world] = column
         return samples, scores
 
-    def changes(self) -> dict[str, Change]:
-        """What the last validation found against the first one."""
-        return changes(self.history, self.config.seed)
-
-    def _watch(self) -> str | None:
-        """What the guards say of the last validation: a reason to stop, or None."""
-        row = self.history[-1]
-        return self.guards.update(row["step"], {g.name: row[g.name] for g in self.config.guards})
-
-    def _spoilt(self) -> bool:
-        """Whether the mean of a guard is beyond its limit, if not yet beyond doubt: no best checkpoint, however it is rewarded."""
-        drops = self.guards.drops
-        return any(g.max_drop is not None and drops.get(g.name, 0.0) > g.max_drop for g in self.config.guards)
-
     def summary(self) -> dict[str, Any]:
-        """Means before and after, and their paired differences, by metric."""
-        found, parts = self.changes(), ("before", "after", "difference")
-        return {part: {k: change[i].as_dict() for k, change in found.items()} for i, part in enumerate(parts)}
+        """Guards beyond their limits; means before and after, and their paired differences, by metric."""
+        found, parts = changes(self.history, self.config.seed), ("before", "after", "difference")
+        made = {part: {k: change[i].as_dict() for k, change in found.items()} for i, part in enumerate(parts)}
+        return {"beyond": self.guards.beyond(), **made}
 
     def table(self) -> list[list[str]]:
         """A row a metric for the terminal: name, before, after, difference, role."""
         kind = "reward" if self.config.policy_weight else "measured"
         roles, rows = {**{r.name: kind for r in self.config.rewards}, ALTOGETHER: "all together"}, []
-        for k, (first, last, delta) in self.changes().items():
+        for k, (first, last, delta) in changes(self.history, self.config.seed).items():
             name = k if _up(k) else f"{k} (lower is better)"
             rows.append([name, first.text(3), last.text(3), delta.text(3, sign=True), roles.get(k, "guard")])
         return rows
@@ -337,7 +370,7 @@ def tuned_facts(
     rl |= {"seed": config.seed, "data": config.data, "valid": config.valid, "rows": len(utts)}
     rl |= {"rewards": {r.name: r.weight for r in rewards}, "guards": [g.name for g in guards]}
     rl["reward_specs"] = [{**r.model_dump(include=SPEC), "help": _help(r.name)} for r in rewards]
-    rl["guard_specs"] = [{"name": g.name, "max_drop": g.max_drop, "help": _help(g.name)} for g in guards]
+    rl["guard_specs"] = [{**g.model_dump(), "help": _help(g.name)} for g in guards]
     rl |= config.model_dump(include=NOTED)
     rl |= {"lora": config.lora and config.lora.model_dump(), sampling: getattr(config, sampling).model_dump()}
     rl["versions"] = {"rlspeech": __version__, **versions}

@@ -89,7 +89,13 @@ def check_settings(config: RL, task: Task) -> list[str]:
     if config.advantage == "norm_then_sum" and scaled and config.rewards != list(task.default_rewards):
         why = "advantage=norm_then_sum normalises every reward inside its group"
         raise UserError(f"the scale of {', '.join(scaled)} is not used", why, "leave scale out")
-    return check_owners(config, task, _filled(config, task), own=":" in config.task)
+    held, filled = [g for g in config.guards if g.hold or g.name.endswith(":hold")], _filled(config, task)
+    if held and (filled.algo == "diffro" or filled.group < 2 or not filled.policy_weight):
+        why = "what is held is weighed in by its spread over a group of scored rollouts, and there is none"
+        raise UserError(f"{held[0].name} cannot be held here", why, "--algo grpo --set group=4, or leave out :hold")
+    if unlimited := [g.name.removesuffix(":hold") for g in held if not g.max_drop]:
+        raise UserError(f"{unlimited[0]} cannot be held", "it has no limit above 0", f"--guard {unlimited[0]}=0.1:hold")
+    return check_owners(config, task, filled, own=":" in config.task)
 
 
 def _under(own: Any, config: RL, key: str) -> Any:

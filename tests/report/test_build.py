@@ -86,6 +86,8 @@ def test_rl_is_compared_with_its_start(tmp_path: Path) -> None:
     assert kinds["delta/lsd"] == "guard" and kinds["kl"] == "train"
     assert [line.run for p in data.plots for line in p.lines] == ["run"] * len(data.plots)
     assert data.facts["rewarded"] == "1 x si_sdr" and "lsd (may drop by 1)" in data.facts["watched"]
+    held = [{"name": "lsd", "max_drop": 1, "hold": True}]
+    assert "lsd (held within 1)" in page_of(rl_run(tmp_path / "held", guards=held)).facts["watched"]
     assert data.facts["after"] == "step 20" and data.cost["rollout"].startswith("3.0 s")
     commands = [c.split(" --")[0] for c in data.commands]
     assert commands == ["rlspeech eval", "rlspeech enhance RECORDINGS", data.commands[-1]]

@@ -15,7 +15,7 @@ from tiny_avse import tiny_avse, write_talkers
 from tiny_speech import SMALL_RL
 from tiny_tts import write_tts
 
-from rlspeech.config import PPO, RL, DiffRO, Exploration, GuardSpec, RewardSpec, Sampling
+from rlspeech.config import PPO, RL, DiffRO, Exploration, GuardSpec, Hold, RewardSpec, Sampling
 from rlspeech.models.hub import save_model
 from rlspeech.stages import probe, rl
 from rlspeech.tasks import complete, get_task
@@ -59,6 +59,9 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 def config(given: dict[str, dict[str, Any]], task: str, form: str, out: Path, **changes: Any) -> RL:
     plain = {**SMALL_RL, "task": task, "out": str(out), "lr": 1e-2, "lora": None, "kl_target": 1e-5}
     whole = {**plain, **OWN[task], **given[task], **FORMS[form], **changes}
+    if form != "diffro":
+        whole["guards"] = [GuardSpec(name=g.name, max_drop=1e-3, hold=True) for g in whole["guards"]]
+        whole["hold"] = Hold(every=1)
     unused = {"rewards", "truncated"} if form == "diffro" else set() if "diffro" in form else {"diffro"}
     return RL(**{k: v for k, v in whole.items() if k not in unused})
 
@@ -116,5 +119,11 @@ def test_what_is_climbed_is_measured_beside_what_is_not() -> None:
     watched = {g.name for g in filled.guards}
     assert "dnsmos_ovrl" not in watched and {"si_sdr", "estoi"} <= watched
     assert next(g.max_drop for g in filled.guards if g.name == "estoi") == 0.02  # and may stop the run
+    for how in ({"algo": "diffro"}, {"algo": "ppo", "group": 1}, {"policy_weight": 0.0, "supervised_weight": 1.0}):
+        with pytest.raises(UserError, match="held"):
+            complete(RL(**how, guards=[GuardSpec(name="stoi", max_drop=0.1, hold=True)]), get_task("flowse"))
+    for name, limit in (("stoi:hold", None), ("stoi", 0.0), ("stoi", None)):
+        with pytest.raises(UserError, match="limit above"):
+            complete(RL(guards=[GuardSpec(name=name, max_drop=limit, hold=name == "stoi")]), get_task("flowse"))
     own = complete(RL(algo="diffro", group=3, kl_beta=0.0), get_task("flowse"))
     assert own.group == 3 and own.kl_beta == 0.0

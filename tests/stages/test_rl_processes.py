@@ -28,8 +28,8 @@ SMALL = {**SMALL_RL, "prompts_per_step": 4, "group": 2, "micro_batch": 1, "valid
 def flowse(folder: Path) -> dict[str, Any]:
     gain = {"kind": "gain", "noise": 0.3, "nfe": [2, 2], "bands": 4}
     places = {"data": str(write_pairs(folder / "pairs", count=8)), "model": str(write_model(folder / "model"))}
-    what = {"rewards": [{"name": "si_sdr"}, {"name": "estoi", "weight": 0.5}], "guards": [{"name": "stoi"}]}
-    sizes = {"explore": gain, "clip_s": 0.8, "updates_per_collection": 2}
+    what = {"rewards": [{"name": "si_sdr"}, {"name": "estoi", "weight": 0.5}], "guards": ["stoi=1e-4:hold"]}
+    sizes = {"hold": {"every": 1}, "explore": gain, "clip_s": 0.8, "updates_per_collection": 2}
     return {"task": "flowse", "kl_beta": 0.1, "clip_range": "auto", **places, **what, **sizes}
 
 

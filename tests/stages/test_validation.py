@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_ppo
 import yaml
 from tiny_runs import RATE, clips_of, rl_run
 from tiny_speech import SMALL_RL
@@ -20,7 +21,7 @@ from rlspeech.report.compare import validation as shown
 from rlspeech.report.runs import RunRecord
 from rlspeech.rewards.rates import corpus_interval
 from rlspeech.stages import rl, validation
-from rlspeech.stages.validation import TEXT, GuardWatch, reward_of, summary_line, texts_of, tuned_facts
+from rlspeech.stages.validation import TEXT, GuardWatch, Holds, reward_of, summary_line, texts_of, tuned_facts
 from rlspeech.stats import Interval
 from rlspeech.types import Sample, Score, Utterance
 
@@ -111,6 +112,8 @@ def test_numbers_have_intervals_against_the_start() -> None:
     assert facts["rl"]["guard_specs"][0]["max_drop"] == 0.5
     card = model_card(CARD, facts)
     assert "**+0.100 [+0.1" in card and "starting from base" in card and "intelligibility" in card
+    none = tuned_facts(config(), {}, [], 0, [], {})  # nothing was validated
+    assert "results" not in none["rl"] and "validation" not in none and "Results" not in model_card(CARD, none)
 
 
 def test_languages_are_only_claimed_where_every_row_says_its_own() -> None:
@@ -141,11 +144,6 @@ def test_a_validation_is_summed_up_as_better_worse_or_undecided() -> None:
     assert summary_line({"stoi": nothing}) == ""
 
 
-def test_without_a_validation_there_are_no_numbers() -> None:
-    facts = tuned_facts(config(), {}, [], 0, [], {})
-    assert "results" not in facts["rl"] and "validation" not in facts and "Results" not in model_card(CARD, facts)
-
-
 @pytest.mark.slow
 def test_a_runs_checkpoint_has_a_card_that_the_hub_reads(flow: dict[str, str], tmp_path: Path) -> None:
     explore = Exploration(kind="gain", noise=0.3, nfe=(2, 2), bands=4)
@@ -167,7 +165,7 @@ def test_a_runs_checkpoint_has_a_card_that_the_hub_reads(flow: dict[str, str], t
 
 
 def watch(limit: float | None, name: str = "estoi") -> GuardWatch:
-    return GuardWatch([GuardSpec(name=name, max_drop=limit)])
+    return GuardWatch([GuardSpec(name=name, max_drop=limit), GuardSpec(name="stoi", max_drop=0.1, hold=True)])
 
 
 def test_guard_trips_beyond_the_limit_and_its_interval_only() -> None:
@@ -179,18 +177,50 @@ def test_guard_trips_beyond_the_limit_and_its_interval_only() -> None:
     reason = guard.update(2, {"estoi": base - 0.3 + rng.normal(0, 0.01, 200)})
     assert reason and "step 2" in reason and "estoi is worse by 0.3" in reason
     assert guard.update(3, {"estoi": base - 0.3 + rng.normal(0, 3, 200)}) is None  # as large, and not sure
+    held = [guard.update(step, {"stoi": [1.0 - step] * 9}) for step in (0, 1)]  # which stops nothing
+    assert held == [None, None] and "stoi" in guard.beyond()
     assert guard.update(4, {"estoi": base + 1.0}) is None
 
 
-def test_guard_is_paired_over_the_items_that_both_have() -> None:
+FORMS = {"grpo": {"algo": "grpo"}, "relative": {}, "critic": {"ppo": {"form": "critic"}}}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_a_reward_pushes_down_is_held(form: str) -> None:
+    class Both(tiny_ppo.Judge):  # the reward is theta, the guard -theta
+        def score(self, samples: Any) -> dict[str, list[Score]]:
+            values = [float(s.wav[0]) for s in samples]
+            return {tiny_ppo.NAME: [Score(v) for v in values], "estoi": [Score(-v) for v in values]}
+
+    ends, pulls = list[float](), list[float]()
+    for hold in (False, True):
+        guards = [GuardSpec(name="estoi", max_drop=0.4, hold=hold)]
+        algo = tiny_ppo.make(**{**FORMS[form], "group": 4, "guards": guards})
+        holds = Holds(algo.config)
+        for step in range(40):
+            tiny_ppo.train(algo, 1, judge=Both(), start=step, total=40)
+            fall = algo.policy.theta[0].item()
+            holds.update({"estoi": fall})
+            algo.held = holds.state["lambda"]
+            pulls += algo.held.values()
+        ends.append(fall)
+    assert ends[0] > 0.8 and 0.1 < ends[1] < 0.4
+    assert pulls[0] == 0 and min(pulls[pulls.index(max(pulls)) :]) < 0.6 * max(pulls)  # it rises, and then falls
+    again, found = Holds(algo.config), list[float]()
+    again.state = json.loads(json.dumps(holds.state))
+    for drop in (0.35, 99.0, math.nan, 0.1, -2.0, -2.0, 0.35):  # no integral is wound up, in either direction
+        for one in (holds, again):
+            one.update({"estoi": drop})
+        assert again.row() == holds.row()
+        found.append(algo.held["estoi"])
+    assert found[1] == found[2] == 10 and found[4] == found[5] == 0 < found[6]
+
+
+def test_guard_that_is_paired_where_lower_is_better_that_only_watches_or_that_vanishes() -> None:
     base, guard = np.random.default_rng(0).normal(3, 5, 50), watch(0.5)
-    guard.update(0, {"estoi": list(base)})
-    # unpaired, a spread of 5 would hide a drop of 1
+    guard.update(0, {"estoi": list(base)})  # unpaired, a spread of 5 would hide a drop of 1
     assert guard.update(1, {"estoi": [None if i % 7 == 0 else v - 1 for i, v in enumerate(base)]})
     assert guard.drops["estoi"] == pytest.approx(1.0)
-
-
-def test_guard_where_lower_is_better_that_only_watches_or_that_vanishes() -> None:
     guard, quiet, gone = watch(0.1, "lsd"), watch(None), watch(0.1)
     guard.update(0, {"lsd": [0.10] * 30})
     assert guard.update(1, {"lsd": [0.15] * 30}) is None and guard.update(2, {"lsd": [0.01] * 30}) is None
