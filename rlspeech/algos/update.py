@@ -156,10 +156,9 @@ class PolicyUpdate(ABC):
 
         Held guards are scaled by their spread in the group, which is what can be chosen from; lambda 1 weighs as all rewards together.
         """
-        size = 1 + sum(self.held.values())
+        size, whole = 1 + sum(self.held.values()), sum(abs(spec.weight) for spec in self.config.rewards)
         own = [spec.model_copy(update={"weight": spec.weight / size}) for spec in self.config.rewards]
-        whole = sum(abs(spec.weight) for spec in own)
-        return own + [RewardSpec(name=n, weight=whole * by, scale="group") for n, by in self.held.items()]
+        return own + [RewardSpec(name=n, weight=whole * by / size, scale="group") for n, by in self.held.items()]
 
     @abstractmethod
     def advantage_of(self, rollout: Rollout, scores: Columns, specs: Specs, base: Columns | None = None) -> Judged:
