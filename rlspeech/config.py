@@ -111,7 +111,7 @@ class RewardSpec(Strict):
     missing: Literal["auto", "unscorable", "skip"] = conf(
         "auto", "what a null does: its row is unscorable, or it adds nothing (skip); auto: as the reward declares"
     )
-    mode: Literal["add", "override"] = conf("add", "override: a score below 0 is its row's whole reward; scale none")
+    mode: Literal["add", "override"] = conf("add", "override: a score < 0 is its row's whole reward; needs scale none")
 
 
 class GuardSpec(Strict):
@@ -178,7 +178,10 @@ class PPO(Strict):
 class DiffRO(Strict):
     """Differentiable reward optimisation (``algos/diffro.py``; arXiv 2507.05911); temperature, hardness and weights are not given there."""
 
-    reward: str = conf("embedded", "tts: checkpoint of pretrain --task token-reward; else the reward if none is given")
+    reward: str = conf(
+        "embedded",
+        "tts: checkpoint of pretrain --task token-reward; flowse, avse: what is followed where no rewards are given",
+    )
     tau: Positive = conf(1.0, "temperature of the Gumbel-softmax at the first step")
     tau_end: Positive | None = conf(None, "last step's temperature, reached geometrically; null: tau (HPRO: 0.8)")
     hard: bool = conf(True, "straight-through: one-hot tokens to the reward, the gradient through the soft ones")
@@ -229,7 +232,7 @@ class RL(Strict):
         "asr: tokens of the generation config that stay suppressed, in training and in what is saved: all (keep); all but the stop, so that a text may be empty, which R2 needs of a Whisper (allow_empty); none",
     )
     encoder_cache_mib: Whole = conf(1024, "asr: memory for outputs of a frozen encoder of fixed windows; 0: none")
-    precision: Literal["auto", "fp32", "bf16"] = conf("fp32", "asr, tts: language models; auto: bf16 if a GPU has it")
+    precision: Literal["auto", "fp32", "bf16"] = conf("fp32", "of language models; auto: bf16 where a GPU has it")
     offload: Literal["none", "phase"] = conf("none", "phase: keep in host memory what the running phase does not need")
     steps: Count = conf(60, "number of training steps, each a collection of rollouts and its updates")
     prompts_per_step: Count = conf(16, "prompts in one step, over all processes")
@@ -328,7 +331,7 @@ class ScoreFolder(Strict):
     llm_model: str | None = conf(None, "for llm at an address: name of the model (default: the only one it serves)")
     sentiment: str | None = conf(None, "for llm: Hub id or folder of an ordinal classifier (default: the embedded one)")
     prompt: str | None = conf(None, "for llm: file of prompts, of which the first is asked (default: the shipped ones)")
-    report: Literal["auto", "always", "never"] = conf("auto", "report.html; auto: if rewards give words or for ladders")
+    report: Literal["auto", "always", "never"] = conf("auto", "report.html; auto: for rewards in words, and ladders")
     players: Whole = conf(8, "number of clips with players in the report")
     out: str | None = None
     batch: Count = conf(16, "files in one batch")
