@@ -70,6 +70,7 @@ class _Soft(PolicyUpdate):
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"sample", "relax"})
+    alone: ClassVar[bool] = False
 
     def __init__(self, *given: Any, soft: SoftReward | None = None) -> None:
         super().__init__(*given)
@@ -151,7 +152,8 @@ class _Soft(PolicyUpdate):
             parts.append({"reward": float(values.nanmean()), **soft.last, "rows": float(len(rows))})
             if kl is not None:
                 away.append(float(kl.detach()[mask].mean()))
-            self.note_values(experience, rows, values)
+            if self.alone:  # the reward of the log is the differentiable one
+                experience.reward[rows.numpy()] = values.double().numpy()
         grads.join(self.ranks)
         found = self.ranks.gather((parts, away, blind, judged))
         parts, away = ([x for own_rows in found for x in own_rows[i]] for i in (0, 1))
@@ -165,14 +167,11 @@ class _Soft(PolicyUpdate):
         logged |= {"kl": float(np.mean(away))} if away else {}
         return grads, {**logged, "diffro/agreement": grads.agreement(), "diffro/grad_norm": float(grads.total.norm())}
 
-    def note_values(self, experience: Experience, rows: Tensor, values: Tensor) -> None:
-        """Hook: the differentiable reward (n,) of some rows, nan where there is none."""
-
 
 class DiffRO(_Soft):
     """The differentiable reward alone. The run's rewards are measured at validation; rollouts are not scored, only relaxed."""
 
-    name = "diffro"
+    name, alone = "diffro", True
 
     def check(self, config: RL) -> None:
         if config.change_weight:
@@ -200,10 +199,6 @@ class DiffRO(_Soft):
     def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, Logged]:
         grads, stats = self.soft_gradients(experience, prompts, self.loss_beta)
         return grads, {**stats, "log_ratio_std": 0.0}
-
-    def note_values(self, experience: Experience, rows: Tensor, values: Tensor) -> None:
-        """The reward of the log is the differentiable one."""
-        experience.reward[rows.numpy()] = values.double().numpy()
 
 
 class GRPODiffRO(_Soft, GRPO):

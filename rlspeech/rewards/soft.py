@@ -10,10 +10,8 @@ the score of a noisy clip by a point and nothing audible. It points where this v
 averaged over what does not matter to a listener (the smoothing of arXiv 1706.03825, as part of the objective): faint noise, a crop at
 another phase of the frames, a low-pass. The score that is climbed is the mean over such copies.
 
-Measured. Eight such steps on two noisy clips: OVRL from 1.5 to 3.5 by the raw gradient, to 2.2 by that of 4 copies (2.6 by 16), while
-P.808 and PESQ fell in every case. Through the embedded enhancer, 14 steps of 8 clips: OVRL +0.07 by 4 copies and +0.05 raw, PESQ -0.04
-and -0.07, speaker similarity -0.008 and -0.014. So the copies help and do not cure: no metric that is climbed is its own witness, and the
-guards decide.
+Measured: eight such steps on two noisy clips raise OVRL from 1.5 to 3.5 by the raw gradient, to 2.2 by that of 4 copies, and P.808 and
+PESQ fall in every case. The copies help and do not cure: no metric that is climbed is its own witness, and the guards decide.
 """
 
 from __future__ import annotations
