@@ -248,8 +248,9 @@ def encoded(wavs: Sequence[Tensor], encode: Callable[[Tensor], Tensor]) -> list[
     """Encode waveforms (T_i,) with their gradients, those of one length together."""
     out: dict[int, Tensor] = {}
     for length in {len(w) for w in wavs}:
-        rows = [i for i, w in enumerate(wavs) if len(w) == length]
-        out.update(zip(rows, encode(torch.stack([wavs[i] for i in rows])), strict=True))
+        rows, size = [i for i, w in enumerate(wavs) if len(w) == length], max(1, MAX_SAMPLES // max(1, length))
+        for part in (rows[at : at + size] for at in range(0, len(rows), size)):
+            out.update(zip(part, encode(torch.stack([wavs[i] for i in part])), strict=True))
     return [out[i] for i in range(len(wavs))]
 
 

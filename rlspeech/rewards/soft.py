@@ -200,7 +200,8 @@ class SoftMix:
     """
 
     def __init__(self, specs: Sequence[RewardSpec], copies: int = 4, device: torch.device | str = "cpu") -> None:
-        self.specs, self.copies, self.last = [s for s in specs if s.weight], copies, dict[str, float]()
+        self.specs, self.copies, self.device = [s for s in specs if s.weight], copies, device
+        self.last = dict[str, float]()
         self.divides = len(self.specs) > 1 and any(s.scale == "batch" for s in self.specs)
         self.units, self.groups = dict.fromkeys((s.name for s in self.specs), 1.0), dict[Any, list[Request]]()
         for s in self.specs:
@@ -214,8 +215,8 @@ class SoftMix:
     def measure(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
         """Scores (N,) of rollouts by name, nan where there is none."""
         with torch.no_grad():
-            found = self._scores([torch.from_numpy(s.wav) for s in samples], samples, 0)
-        return {name: values.double().numpy() for name, values in found.items()}
+            found = self._scores([torch.from_numpy(s.wav).to(self.device) for s in samples], samples, 0)
+        return {name: values.cpu().double().numpy() for name, values in found.items()}
 
     def settle(self, scores: Mapping[str, np.ndarray]) -> None:
         """Divide by the spread of these, from ``measure``, until the next ones."""
