@@ -206,16 +206,10 @@ def test_keywords_are_whole_units_and_phrases():
     text = "\u6253\u5f00\u5929\u732b\u7cbe\u7075"
     out = judge(text, text, keywords=[text[2:]])
     assert out["keywords"] == out["keyword_f1"] == 1.0
-
-
-FOUND = {"stella now": (1.0, 1.0), "stella and stella": (0.75, 2 / 3), "bella now": (0.0, 0.0), "": (0.0, 0.0)}
-
-
-@pytest.mark.parametrize(("said", "found"), FOUND.items())
-def test_precision_and_recall(said, found):
-    mean, f1 = found
-    out = judge("call Stella now", said and f"call {said}", keywords=["Stella", "Sandra"])
-    assert out["keywords"] == pytest.approx(mean) and out["keyword_f1"] == pytest.approx(f1)
+    scores = {"stella now": (1.0, 1.0), "stella and stella": (0.75, 2 / 3), "bella now": (0.0, 0.0), "": (0.0, 0.0)}
+    for said, found in scores.items():
+        out = judge("call Stella now", said and f"call {said}", keywords=["Stella", "Sandra"])
+        assert (out["keywords"], out["keyword_f1"]) == pytest.approx(found)  # precision and recall
 
 
 def test_rows_without_keywords_are_null_and_listed_words_that_nobody_says_are_right():
