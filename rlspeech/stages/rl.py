@@ -233,10 +233,8 @@ class Session:
 
 def describe(experience: Experience) -> tuple[dict[str, Any], dict[str, float]]:
     """What a collection logs: reward and its parts, spread inside groups, shares without signal, seconds and memory a phase.
-
-    A reference in a group counts for what is said of groups; everything else is of sampled rows.
     Rollouts of tokens also log how long they are and the share that stopped by itself, transcripts their word error rate: errors over
-    words (characters where the language has no spaces) of all texts in which something is said.
+    words (characters where the language has no spaces) of all texts in which something is said. A reference in a group is left out.
 
     Returns:
         the row; and how many rollouts, groups or words its means are taken over, by name, "" for all others.
@@ -259,9 +257,8 @@ def describe(experience: Experience) -> tuple[dict[str, Any], dict[str, float]]:
     if any(s.hypothesis is not None for s in samples):
         errors, words = error_counts(texts_of(samples), TEXT).sum(0)
         row["wer"], counts["wer"] = float(errors / words) if words else math.nan, float(words)
-    row |= {"groups": a.groups, "groups_with_signal": a.signal}
-    row |= {"constant_groups": a.constant_groups, "unscorable": a.unscorable}
-    return {**row, **costs}, counts
+    row |= {"groups": a.groups, "groups_with_signal": a.signal, "constant_groups": a.constant_groups}
+    return {**row, "unscorable": a.unscorable, **costs}, counts
 
 
 def merged(parts: Sequence[tuple[dict[str, Any], dict[str, float]]]) -> dict[str, Any]:
