@@ -233,6 +233,7 @@ class Session:
 
 def describe(experience: Experience) -> tuple[dict[str, Any], dict[str, float]]:
     """What a collection logs: reward and its parts, spread inside groups, shares without signal, seconds and memory a phase.
+
     Rollouts of tokens also log how long they are and the share that stopped by itself, transcripts their word error rate: errors over
     words (characters where the language has no spaces) of all texts in which something is said. A reference in a group is left out.
 
@@ -248,8 +249,7 @@ def describe(experience: Experience) -> tuple[dict[str, Any], dict[str, float]]:
     scores = {f"reward/{k}": mean_interval(v[own], n=1) for k, v in experience.scores.items()}
     scores = {"reward": mean_interval(experience.reward[own], n=1), **scores}
     row: dict[str, Any] = {k: found.mean for k, found in scores.items()}
-    counts: dict[str, float] = {"": len(samples)}
-    counts |= {k: found.n for k, found in scores.items()}
+    counts: dict[str, float] = {"": len(samples), **{k: found.n for k, found in scores.items()}}
     counts |= dict.fromkeys(("sampler_gap", "temperature_gap"), float(rollout.mask[own].sum()))
     if any(s.hypothesis is not None or s.tokens is not None for s in samples):
         row["tokens"] = rollout.mask[own].sum(1).float().mean().item()
