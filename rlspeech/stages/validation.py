@@ -99,7 +99,7 @@ class Holds:
 
     At a reading the error e is the fall in units of its limit, less ``hold.aim``; both are clipped to [0, ``hold.most``], against windup:
 
-        integral += I e,   lambda = P e + integral + D max(0, e - the last reading's e).
+        integral += I min(e, 1),   lambda = P e + integral + D max(0, e - the last reading's e).
 
     Falls are read on the validation clips, not on the rollouts, though these are scored by then: exploration alone worsens most metrics by
     more than a limit, and every step has other clips. There a fall is paired with step 0, for every algorithm, and is what the limit is of.
@@ -115,7 +115,7 @@ class Holds:
         for name, limit in self.limits.items():
             if math.isfinite(drop := drops.get(name, math.nan)):
                 error, rise = drop / limit - self.how.aim, max(0.0, drop - before[name]) / limit
-                integral[name] = min(max(integral[name] + i * error, 0.0), most)
+                integral[name] = min(max(integral[name] + i * min(error, 1.0), 0.0), most)
                 pull[name] = min(max(p * error + integral[name] + d * rise, 0.0), most)
                 before[name] = drop
 
