@@ -104,12 +104,11 @@ class P835Net(nn.Module):
     Args:
         personalised: the net and polynomial for personalised enhancement.
         level_dbfs: scale every clip to this RMS first, so that gain earns nothing; None leaves the level.
-        raw: leave the polynomial out.
     """
 
-    def __init__(self, personalised: bool = False, level_dbfs: float | None = None, raw: bool = False) -> None:
+    def __init__(self, personalised: bool = False, level_dbfs: float | None = None) -> None:
         super().__init__()
-        self.kind, self.level_dbfs, self.raw = "pp835" if personalised else "p835", level_dbfs, raw
+        self.kind, self.level_dbfs = "pp835" if personalised else "p835", level_dbfs
         layers, constants = _read_weights(self.kind)
         self.net = _Convs(layers, pool_after=(3, 4, 5))
         kernels = [torch.tensor(constants[f"time2freq/stft-{part}/kernel:0"][..., 0]) for part in ("real", "imag")]
@@ -119,16 +118,16 @@ class P835Net(nn.Module):
 
     def forward(self, wav: Tensor) -> Tensor:
         """Args: wav (N, T), at least 0.2 s."""
-        if self.level_dbfs is not None:
-            wav = level_normalise(wav, self.level_dbfs)
+        x = self.raw(wav if self.level_dbfs is None else level_normalise(wav, self.level_dbfs))
+        powers = torch.stack([x**3, x**2, x, torch.ones_like(x)], -1)  # (N, 3, 4)
+        return (powers * cast(Tensor, self.polynomial)).sum(-1)
+
+    def raw(self, wav: Tensor) -> Tensor:
+        """The same at the clip's own level and without the polynomial."""
         frames = wav.unfold(-1, 2 * HOP, HOP)  # (N, L, 320)
         real, imag = (frames @ cast(Tensor, self.dft).T).chunk(2, -1)
         logpower = (real.square() + imag.square()).clamp_min(1e-12).log10()
-        x = self.net(logpower[:, None])
-        if self.raw:
-            return cast(Tensor, x)
-        powers = torch.stack([x**3, x**2, x, torch.ones_like(x)], -1)  # (N, 3, 4)
-        return (powers * cast(Tensor, self.polynomial)).sum(-1)
+        return cast(Tensor, self.net(logpower[:, None]))
 
 
 class P808Net(nn.Module):
@@ -153,6 +152,8 @@ class P808Net(nn.Module):
     def forward(self, wav: Tensor) -> Tensor:
         """Args: wav (N, T), at least 0.2 s."""
         return cast(Tensor, self.net(self.features(wav)[:, None]))
+
+    raw = forward
 
 
 def windows(length: int) -> tuple[int, list[tuple[int, int, int]]]:
@@ -235,24 +236,17 @@ class Dnsmos:
         return f"{self.kind}-{digest(model_path(self.kind))}, {rule}{level}"
 
     @cached_property
-    def net(self) -> P835Net | P808Net:
-        """The torch module."""
-        return (P808Net() if self.kind == "p808" else P835Net(self.kind == "pp835", raw=True)).to(self.device)
-
-    @cached_property
-    def predict(self) -> nn.Module:
-        """The net with a gradient to the clips as they are, at one level: (N, T) -> (N, 3); of P.808, which knows no level, (N, 1)."""
-        if self.kind == "p808":
-            return self.net
+    def predict(self) -> P835Net | P808Net:
+        """The torch module, with a gradient to clips as they are: (N, T) -> (N, 3), brought to one level, or of P.808 (N, 1)."""
         level = LEVEL_DBFS if self.level_dbfs is None else self.level_dbfs
-        return P835Net(self.kind == "pp835", level).to(self.device)
+        return (P808Net() if self.kind == "p808" else P835Net(self.kind == "pp835", level)).to(self.device)
 
     def raw(self, wavs: np.ndarray) -> np.ndarray:
         """Net outputs of equally long stretches: (N, T) -> (N, 3) or (N, 1)."""
         with torch.inference_mode():
             if self.engine == "torch":
-                return np.asarray(self.net(torch.from_numpy(wavs).to(self.device)).float().cpu())
-            feed = cast(P808Net, self.net).features(torch.from_numpy(wavs)).numpy() if self.kind == "p808" else wavs
+                return np.asarray(self.predict.raw(torch.from_numpy(wavs).to(self.device)).float().cpu())
+            feed = cast(P808Net, self.predict).features(torch.from_numpy(wavs)).numpy() if self.kind == "p808" else wavs
             return np.asarray(_session(self.kind, self.threads).run(None, {"input_1": feed})[0])
 
     def outputs(self, wavs: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -203,6 +203,16 @@ class Cache(OrderedDict[Key, Value]):
             self.popitem(last=False)
 
 
+def encoded(wavs: Sequence[Tensor], encode: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Encode waveforms (T_i,) with their gradients, those of one length together."""
+    out: dict[int, Tensor] = {}
+    for length in dict.fromkeys(map(len, wavs)):
+        rows, size = [i for i, w in enumerate(wavs) if len(w) == length], max(1, MAX_SAMPLES // max(1, length))
+        for part in (rows[at : at + size] for at in range(0, len(rows), size)):
+            out.update(zip(part, encode(torch.stack([wavs[i] for i in part])), strict=True))
+    return [out[i] for i in range(len(wavs))]
+
+
 def batched(
     wavs: Sequence[np.ndarray],
     encode: Callable[[Tensor], Tensor],
@@ -227,31 +237,14 @@ def batched(
     known: dict[bytes, Tensor] = {}
     if cache is not None:
         known = {k: v for k in set(keys) if (v := cache.get(k)) is not None}
-    lengths: dict[int, dict[bytes, np.ndarray]] = {}
-    for k, w in zip(keys, wavs, strict=True):
-        if k not in known:
-            lengths.setdefault(len(w), {})[k] = w
+    new = {k: w for k, w in zip(keys, wavs, strict=True) if k not in known}
     with torch.inference_mode():
-        for length, group in lengths.items():
-            items, size = list(group.items()), max(1, MAX_SAMPLES // length)
-            for i in range(0, len(items), size):
-                part = items[i : i + size]
-                out = encode(torch.from_numpy(np.stack([w for _, w in part]).astype(np.float32)).to(device))
-                known.update(zip((k for k, _ in part), out, strict=True))
+        ready = [torch.tensor(w, dtype=torch.float32, device=device) for w in new.values()]
+        known.update(zip(new, encoded(ready, encode), strict=True))
     if cache is not None:
         for k in dict.fromkeys(keys):
             cache.put(k, known[k])
     return [known[k] for k in keys]
-
-
-def encoded(wavs: Sequence[Tensor], encode: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Encode waveforms (T_i,) with their gradients, those of one length together."""
-    out: dict[int, Tensor] = {}
-    for length in {len(w) for w in wavs}:
-        rows, size = [i for i, w in enumerate(wavs) if len(w) == length], max(1, MAX_SAMPLES // max(1, length))
-        for part in (rows[at : at + size] for at in range(0, len(rows), size)):
-            out.update(zip(part, encode(torch.stack([wavs[i] for i in part])), strict=True))
-    return [out[i] for i in range(len(wavs))]
 
 
 def load_encoder(

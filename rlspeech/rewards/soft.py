@@ -204,6 +204,8 @@ class SoftMix:
         self.last = dict[str, float]()
         self.divides = len(self.specs) > 1 and any(s.scale == "batch" for s in self.specs)
         self.units, self.groups = dict.fromkeys((s.name for s in self.specs), 1.0), dict[Any, list[Request]]()
+        ends = (-math.inf, math.inf)
+        self.bounds = {s.name: [e if b is None else b for b, e in zip(s.bounds, ends, strict=True)] for s in self.specs}
         for s in self.specs:
             request = resolve(s.name)
             if request.column not in SOFT or s.scale == "group" or s.mode == "override":
@@ -221,7 +223,7 @@ class SoftMix:
     def settle(self, scores: Mapping[str, np.ndarray]) -> None:
         """Divide by the spread of these, from ``measure``, until the next ones."""
         for s in self.specs:
-            if s.scale == "batch" and len(found := np.clip(scores[s.name], *_bounds(s))):
+            if s.scale == "batch" and len(found := np.clip(scores[s.name], *self.bounds[s.name])):
                 self.units[s.name] = float(divisor(found, np.zeros(len(found)), "batch")[0])
 
     def score_soft(self, relaxed: Relaxed, samples: Sequence[Sample]) -> Tensor:
@@ -230,7 +232,7 @@ class SoftMix:
         scores = self._scores(wavs, samples, relaxed.seed)
         self.last = {name: float(values.detach().nanmean()) for name, values in scores.items()}
         sign = {s.name: 1.0 if column_of(s.name).higher_is_better else -1.0 for s in self.specs}
-        clamped = [sign[s.name] * scores[s.name].clamp(*_bounds(s)) / self.units[s.name] for s in self.specs]
+        clamped = [sign[s.name] * scores[s.name].clamp(*self.bounds[s.name]) / self.units[s.name] for s in self.specs]
         parts, skip = torch.stack(clamped, 1), torch.tensor([s.missing == "skip" for s in self.specs])
         known = parts.isfinite()
         parts = torch.where(skip.to(known.device) & ~known & known.any(1, keepdim=True), 0.0, parts)
@@ -251,11 +253,6 @@ class SoftMix:
                 values = [row.get(r.column, null).float().to(w.device) for w, row in zip(wavs, rows, strict=True)]
                 out[r.asked] = torch.stack(values) if values else torch.zeros(0)
         return out
-
-
-def _bounds(spec: RewardSpec) -> tuple[float, float]:
-    low, high = spec.bounds
-    return -math.inf if low is None else low, math.inf if high is None else high
 
 
 def _predicted(family: Any, wav: Tensor, seeds: Sequence[int], columns: Sequence[str]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from typing import Any
 from rlspeech import __version__, log
 from rlspeech.data.text import NORMALISERS
 from rlspeech.parallel import physical_cores
-from rlspeech.rewards.catalogue import TORCHAUDIO
+from rlspeech.rewards.catalogue import SOFT, TORCHAUDIO
 from rlspeech.run import versions_of
 from rlspeech.tasks import NEEDS, TRANSFORMERS, VIDEOS
 
@@ -157,7 +157,6 @@ def _threads() -> dict[str, Any]:
 
 def _rewards() -> list[dict[str, Any]]:
     from rlspeech.rewards.base import available
-    from rlspeech.rewards.catalogue import SOFT
 
     return [
         {"name": e.family, "usable": not why_not, "why_not": why_not, "where": e.where}
