@@ -223,7 +223,8 @@ class SoftMix:
     def settle(self, scores: Mapping[str, np.ndarray]) -> None:
         """Divide by the spread of these, from ``measure``, until the next ones."""
         for s in self.specs:
-            if s.scale == "batch" and len(found := np.clip(scores[s.name], *self.bounds[s.name])):
+            low, high = self.bounds[s.name]
+            if s.scale == "batch" and len(found := np.clip(scores[s.name], low, high)):
                 self.units[s.name] = float(divisor(found, np.zeros(len(found)), "batch")[0])
 
     def score_soft(self, relaxed: Relaxed, samples: Sequence[Sample]) -> Tensor:
