@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A real recogniser, tuned: Whisper with rule rewards, against supervision and both, decoded here and by plain transformers.
 #   MODEL  folder of a Whisper in transformers' layout (default $RLSPEECH_REALMODELS/whisper-tiny.en)
-#   DATA   folder with manifest.jsonl, speech/ and noise/;  OUT  where everything goes (default runs/whisper);  SEEDS  default "0 1 2";  STEPS  default 120
+#   DATA   folder with manifest.jsonl, speech/ and noise/;  OUT  where everything goes (default runs/whisper);  SEEDS  default "0 1 2";  STEPS  default 60
 #   TINY=1 a few steps of everything, for tests
 # A Whisper as it comes may not write nothing at all: its generation config forbids the stop token at the start. The tuned ones may, here and
 # in what is saved (suppress=allow_empty).
@@ -9,7 +9,7 @@
 set -euo pipefail
 data=${DATA:-${RLSPEECH_REALDATA:?set DATA to a folder with manifest.jsonl, speech/ and noise/}}
 model=${MODEL:-${RLSPEECH_REALMODELS:?set MODEL to the folder of a Whisper model}/whisper-tiny.en}
-out=${OUT:-runs/whisper} seeds=${SEEDS:-0 1 2} steps=${STEPS:-120}
+out=${OUT:-runs/whisper} seeds=${SEEDS:-0 1 2} steps=${STEPS:-60}
 here=$(cd "$(dirname "$0")" && pwd)
 each=150; empty=60; test_each=50; test_empty=25; few=(); arms="sft grpo both"
 if [ -n "${TINY:-}" ]; then

@@ -179,8 +179,7 @@ class DiffRO(Strict):
     """Differentiable reward optimisation (``algos/diffro.py``; arXiv 2507.05911); temperature, hardness and weights are not given there."""
 
     reward: str = conf(
-        "embedded",
-        "tts: checkpoint of pretrain --task token-reward; flowse, avse: what is followed where no rewards are given",
+        "embedded", "tts: checkpoint of pretrain --task token-reward; flowse, avse: followed if no rewards are given"
     )
     tau: Positive = conf(1.0, "temperature of the Gumbel-softmax at the first step")
     tau_end: Positive | None = conf(None, "last step's temperature, reached geometrically; null: tau (HPRO: 0.8)")

@@ -126,10 +126,7 @@ class FlowModel(Strict):
     conv_pos_groups: Size = 16
     head: Literal["linear", "mask"] = conf("mask", "linear: a spectrum; mask: masks on input and state, and residual")
     prediction: Literal["velocity", "clean"] = conf("clean", "clean: for small models, which cannot carry white noise")
-    objective: Literal["matching", "regression"] = conf(
-        "matching",
-        "matching: a conditional mean, which sampling needs; regression: the predictor's loss, for one Euler step",
-    )
+    objective: Literal["matching", "regression"] = conf("matching", "regression: by the predictor's loss, for one step")
     predictor: Annotated[int, Field(ge=0, le=65_536)] = conf(
         0, "width of a recurrent predictor in front, whose output conditions the flow; 0: none"
     )

@@ -238,7 +238,7 @@ class FlowEnhancer(nn.Module):
     def loss(
         self, x1: Tensor, y: Tensor, mask: Tensor | None, magnitude_weight: float, target: Tensor
     ) -> dict[str, Tensor]:
-        """Loss of the flow at random times, in named parts (``loss`` is their sum), after ``cfg.objective``.
+        """Loss at random times in named parts, ``loss`` their sum: flow matching, whose conditional mean samplers need, or regression.
 
         Args:
             x1: (N, L, D) clean spectra.

@@ -27,11 +27,8 @@ class FlowSE(EnhancementTask):
     default_metrics = ("dnsmos", "pesq_wb", "estoi", "si_sdr", "lsd", "speaker_similarity", "speech_bert_score")
     published = Exploration(kind="sde", noise=0.4, window=2, start=(1, 3), nfe=(7, 7), antithetic=False)
 
-    part, network, soft = (
-        "model",
-        FlowEnhancer,
-        frozenset({"objective", "time_power", "condition_drop", "nfe", "guidance"}),
-    )
+    part, network = "model", FlowEnhancer
+    soft = frozenset({"objective", "time_power", "condition_drop", "nfe", "guidance"})
     collate = staticmethod(collate)
 
     def pretrain_loss(self, model: FlowEnhancer, batch: Levelled, config: Pretrain) -> dict[str, Tensor]:
