@@ -147,9 +147,8 @@ class FlowEnhancer(nn.Module):
 
     def __init__(self, cfg: FlowModel) -> None:
         super().__init__()
-        if (cfg.head == "mask" or cfg.objective == "regression") and (
-            cfg.front_end != "stft" or cfg.prediction != "clean"
-        ):
+        needs = cfg.head == "mask" or cfg.objective == "regression"
+        if needs and (cfg.front_end != "stft" or cfg.prediction != "clean"):
             why = f"head={cfg.head}, objective={cfg.objective}, front_end={cfg.front_end}, prediction={cfg.prediction}"
             what = "a mask head and regression need the stft front end and clean prediction"
             raise UserError(what, why, "--set model.head=linear --set model.objective=matching")

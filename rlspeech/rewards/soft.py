@@ -279,8 +279,9 @@ def _compared(
             if entry.sample_rate and own.target is not None:
                 own = replace(own, target=resample(own.target, s.sample_rate, RATE_HZ))
             ready[i] = resampled(wav, s.sample_rate) if entry.sample_rate else wav, own
-    made = family.soft([w for w, _ in ready.values()], [s for _, s in ready.values()], columns)
-    return [dict(zip(ready, made, strict=True)).get(i, {}) for i in range(len(wavs))]
+    scored = family.soft([w for w, _ in ready.values()], [s for _, s in ready.values()], columns)
+    made = dict(zip(ready, scored, strict=True))
+    return [made.get(i, {}) for i in range(len(wavs))]
 
 
 def altered(wav: Tensor, seeds: Sequence[int]) -> Tensor:
