@@ -127,6 +127,7 @@ _STOI = {
 _WER = {f"{word[0]}er": Column(f"{word} error rate of a recogniser", **_LOW) for word in ("word", "character")}
 _SDR = {"si_sdr": Column("scale-invariant signal-to-distortion ratio in dB")}
 _LSD = {"lsd": Column("log-spectral distance in dB", **_LOW)}
+_MRSTFT = {"mrstft": Column("multi-resolution STFT distance: spectral convergence plus log-magnitude", **_LOW)}
 _P808 = {"dnsmos_p808": Column("DNSMOS P.808, official windows", bounds=MOS)}
 _SIMILARITY = {"speaker_similarity": Column("cosine of speaker embeddings with the reference", bounds=SIGNED)}
 _DISTILL = {"distillmos": Column("DistillMOS: overall quality by another net than DNSMOS's", bounds=MOS)}
@@ -152,6 +153,7 @@ BUILTIN: tuple[Entry, ...] = (
     Entry("stoi", _P + "intrusive:Stoi", _STOI, TARGET, "cpu", **OWN, min_s=0.4),
     Entry("si_sdr", _P + "intrusive:SiSdr", _SDR, TARGET, "cpu", **OWN),
     Entry("lsd", _P + "intrusive:Lsd", _LSD, TARGET, "cpu", **OWN),
+    Entry("mrstft", _P + "intrusive:MultiResolutionStft", _MRSTFT, TARGET, "cpu", **OWN),
     Entry("speaker_similarity", _P + "encoders:SpeakerSimilarity", _SIMILARITY, TARGET, min_s=0.3),
     Entry("speech_bert_score", _P + "encoders:SpeechBertScore", _BERT, TARGET),
     Entry("wer", _P + "rates:ErrorRate", _WER, TEXT, requires={"jiwer": "jiwer"}, silence="score"),
@@ -160,7 +162,7 @@ BUILTIN: tuple[Entry, ...] = (
 )
 
 # columns with a gradient to the waveform, which DiffRO can follow: the class has ``predict``, or ``soft`` where it compares
-_SOFT = "dnsmos pdnsmos dnsmos_p808 dnsmos_fast distillmos stoi si_sdr lsd speaker_similarity speech_bert_score squim"
+_SOFT = "dnsmos pdnsmos dnsmos_p808 dnsmos_fast distillmos stoi si_sdr lsd mrstft speaker_similarity speech_bert_score squim"
 SOFT = tuple(column for entry in BUILTIN if entry.family in _SOFT.split() for column in entry.columns)
 
 # in place of the entry of that name where ``recogniser`` is given: it needs a hypothesis, or a waveform to get one from

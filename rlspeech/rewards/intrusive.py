@@ -1,4 +1,4 @@
-"""Metrics that compare a waveform with its reference on a CPU: PESQ, STOI and ESTOI, SI-SDR, log-spectral distance.
+"""Metrics that compare a waveform with its reference on a CPU: PESQ, STOI and ESTOI, SI-SDR, distances of spectra.
 
 They run in the worker pool, one item at a time. Lengths may differ by a quarter of a second (the longer one is cut at its end); more
 is unscorable. PESQ is the compiled ``pesq`` package; where it raises, or has nothing to align, the score is null: it never becomes
@@ -46,7 +46,7 @@ def _doubles(*wavs: Any) -> tuple[Any, ...]:
 
 def _root(x: Any) -> Any:
     """Square root; of a tensor one whose gradient at 0 is 0."""
-    return np.sqrt(x) if isinstance(x, np.ndarray) else x.clamp_min(1e-30).sqrt()
+    return np.sqrt(x) if isinstance(x, np.ndarray | np.floating) else x.clamp_min(1e-30).sqrt()
 
 
 def _views(x: Any, size: int, step: int = 1) -> Any:
@@ -179,6 +179,25 @@ def log_spectral_distance(reference: np.ndarray, degraded: Any, n_fft: int = 512
     against silence is no distance. Level counts.
     """
     xp, *pair = _doubles(reference, degraded)
+    p, q = _floored(xp, pair, n_fft, hop)
+    return _root(((10 * xp.log10(p / q)) ** 2).mean(1)).mean()
+
+
+def multi_resolution_stft(reference: np.ndarray, degraded: Any, sizes: Sequence[int] = (512, 1024, 2048)) -> Any:
+    """Spectral convergence plus mean log-magnitude difference in nepers, the mean over STFTs of these sizes (arXiv 1910.11480, eqs. 4-6).
+
+    Of (T,) and (T,), in Hann windows that overlap by three quarters, with the floor of ``log_spectral_distance``. Level counts.
+    """
+    xp, *pair = _doubles(reference, degraded)
+    total = 0.0
+    for n_fft in sizes:
+        p, q = (_root(power) for power in _floored(xp, pair, n_fft, n_fft // 4))
+        total = total + _root(((p - q) ** 2).sum()) / _root((p**2).sum()) + abs(xp.log(p / q)).mean()
+    return total / len(sizes)
+
+
+def _floored(xp: Any, pair: Sequence[Any], n_fft: int, hop: int) -> list[Any]:
+    """Power spectra (frames, bins) of reference and degraded, floored 80 dB below the reference's strongest bin."""
     window = xp.asarray(np.hanning(n_fft + 1)[:-1])
 
     def power(x: Any) -> Any:
@@ -186,10 +205,9 @@ def log_spectral_distance(reference: np.ndarray, degraded: Any, n_fft: int = 512
         spectrum = xp.fft.rfft(_views(x, n_fft, hop) * window)
         return spectrum.real**2 + spectrum.imag**2
 
-    p, q = map(power, pair)
-    floor = xp.asarray(p.max() * 1e-8 + 1e-20)
-    difference = 10 * xp.log10(xp.maximum(p, floor) / xp.maximum(q, floor))
-    return _root((difference**2).mean(1)).mean()
+    powers = [power(x) for x in pair]
+    floor = xp.asarray(powers[0].max() * 1e-8 + 1e-20)
+    return [xp.maximum(p, floor) for p in powers]
 
 
 def lag(reference: np.ndarray, degraded: np.ndarray, max_lag: int) -> tuple[int, float, float]:
@@ -323,3 +341,13 @@ class Lsd(_Paired):
     def measure(self, reference: np.ndarray, degraded: Any, sample_rate: int) -> dict[str, Any]:
         n_fft, hop = round(0.032 * sample_rate), round(0.008 * sample_rate)  # 512 and 128 at 16 kHz
         return {"lsd": log_spectral_distance(reference, degraded, n_fft, hop)}
+
+
+class MultiResolutionStft(_Paired):
+    """``mrstft``: multi-resolution STFT distance."""
+
+    version = "mrstft-1 (n_fft 512, 1024, 2048, hop a quarter, floor -80 dB)"  # at 16 kHz
+
+    def measure(self, reference: np.ndarray, degraded: Any, sample_rate: int) -> dict[str, Any]:
+        sizes = [4 * round(seconds * sample_rate / 4) for seconds in (0.032, 0.064, 0.128)]
+        return {"mrstft": multi_resolution_stft(reference, degraded, sizes)}

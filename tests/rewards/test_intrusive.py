@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reward_signals import sample, scored, voice, with_noise
 
-from rlspeech.rewards.intrusive import lag, log_spectral_distance, si_sdr, stoi_estoi
+from rlspeech.rewards.intrusive import lag, log_spectral_distance, multi_resolution_stft, si_sdr, stoi_estoi
 
 
 @pytest.mark.parametrize("seconds", [1.2, 2.37, 4.0])
@@ -46,12 +46,14 @@ def test_si_sdr_ignores_gain_and_offset_and_knows_the_snr(gain, offset, snr):
     assert si_sdr(x, x) == 120.0 and np.isfinite([si_sdr(x, 0 * x), si_sdr(0 * x, x)]).all()
 
 
-def test_lsd_is_scipys_of_a_gain_the_gain_and_of_itself_nothing():
+def test_distances_of_spectra_are_scipys_of_a_gain_the_gain_and_of_itself_nothing():
     from scipy.signal import stft
 
     x = np.random.default_rng(0).standard_normal(16000)
     assert log_spectral_distance(x, x) == 0.0
     assert log_spectral_distance(x, 2 * x) == pytest.approx(20 * np.log10(2), abs=1e-6)
+    assert multi_resolution_stft(x, x) == 0.0
+    assert multi_resolution_stft(x, 2 * x) == pytest.approx(1 + np.log(2), abs=1e-6)
     near, far = (log_spectral_distance(voice(1), with_noise(voice(1), snr)) for snr in (20, 0))
     assert far > near
     x, y = voice(1, seed=1), with_noise(voice(1, seed=1), 5)
@@ -60,6 +62,9 @@ def test_lsd_is_scipys_of_a_gain_the_gain_and_of_itself_nothing():
     floor = p.max() * 1e-8
     expected = np.sqrt(((10 * np.log10(np.maximum(p, floor) / np.maximum(q, floor))) ** 2).mean(0)).mean()
     assert log_spectral_distance(x, y) == pytest.approx(expected, rel=1e-4)
+    p, q = (np.sqrt(np.maximum(power, floor)) for power in (p, q))
+    expected = np.linalg.norm(p - q) / np.linalg.norm(p) + np.abs(np.log(p / q)).mean()
+    assert multi_resolution_stft(x, y, [512]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_shifted_copy_has_no_si_sdr_but_says_why():

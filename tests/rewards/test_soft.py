@@ -57,7 +57,7 @@ def test_other_rates_are_brought_to_16_khz() -> None:
     assert len(resampled(low, 8000)) == 48000 and resampled(low, 16000) is low
 
 
-COMPARED = "estoi stoi si_sdr lsd speaker_similarity speech_bert_score speech_bert_recall speech_bert_f1".split()
+COMPARED = "estoi stoi si_sdr lsd mrstft speaker_similarity speech_bert_score speech_bert_recall speech_bert_f1".split()
 
 
 def test_scores_are_the_scorers_and_what_it_has_null_of_is_nan() -> None:
@@ -78,12 +78,12 @@ def test_scores_are_the_scorers_and_what_it_has_null_of_is_nan() -> None:
     torch.testing.assert_close(soft.score_soft(*relaxed(voice(1.0)))[0], value[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*COMPARED[:7], "dnsmos_ovrl", "dnsmos_p808"])
+@pytest.mark.parametrize("name", [*COMPARED[:8], "dnsmos_ovrl", "dnsmos_p808"])
 def test_gradients_are_finite_differences(name: str) -> None:
     """Along the gradient, in double precision but for the encoders; of comparisons with digital silence inside."""
-    family, clean, double = build(resolve(name)), reward_signals.voice(0.8), name not in COMPARED[4:]
+    family, clean, double = build(resolve(name)), reward_signals.voice(0.8), name not in COMPARED[5:]
     wav, step = (voice(0.8).double(), 1e-6) if double else (voice(0.8), 2e-4)
-    wav[4000 : 6000 if name in COMPARED[:4] else 4000] = 0
+    wav[4000 : 6000 if name in COMPARED[:5] else 4000] = 0
 
     def score(at: Tensor) -> Tensor:
         if name not in COMPARED:
