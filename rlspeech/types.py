@@ -149,7 +149,8 @@ class Policy(Protocol):
 
     ``supports`` says what the algorithms may ask for beyond the methods below: "sample" (roll out at all), "relax" (``RelaxPolicy``),
     "base" (``BasePolicy``; with "latent" as well, its output hangs on a start that the collection's seed draws), "critic"
-    (``CriticPolicy``), "supervised" (``SupervisedPolicy``; with "supervised_sample" as well, also on sampled actions).
+    (``CriticPolicy``), "supervised" (``SupervisedPolicy``; with "supervised_sample" as well, also on sampled actions), "fit"
+    (``FittingPolicy``).
     """
 
     sample_rate: int
@@ -189,6 +190,30 @@ class SupervisedPolicy(Policy, Protocol):
 
     def supervised(self, prompts: list[Any], *, rollout: Rollout | None = None, rows: Tensor | None = None) -> Tensor:
         """Mean loss over clips with their targets, a scalar with gradient; of ``rows`` of a collection with their sampled actions."""
+        ...
+
+
+class Fit(NamedTuple):
+    """Given outputs under a policy, (n,) float32 each."""
+
+    logp: Tensor  # log-likelihood in nats, or the surrogate that the task's regression is, with gradient
+    reference: (
+        Tensor | None
+    )  # the same under the reference, from the same noise and times; None where it was not asked for
+    kl: (
+        Tensor | None
+    )  # KL to the reference, with gradient: of the Gaussians that were fitted, or k3 of the given tokens; None as above
+    size: Tensor  # tokens or elements that ``logp`` is a sum over
+
+
+class FittingPolicy(Policy, Protocol):
+    """A policy that says how likely given outputs are, whoever made them."""
+
+    def fit(self, prompts: list[Any], samples: list[Sample], *, seed: int, reference: bool = True) -> Fit:
+        """Evaluate n samples at the policy's rate, each an output for its prompt; one prompt may stand several times.
+
+        What a flow draws (noise, time) is a function of the seed and the prompt's ``Clip.draw`` alone: outputs of one prompt share it.
+        """
         ...
 
 

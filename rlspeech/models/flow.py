@@ -265,14 +265,17 @@ class FlowEnhancer(nn.Module):
         parts["loss"] = sum(parts.values())
         return parts
 
-    def clean(self, x: Tensor, y: Tensor, t: float, mask: Tensor | None = None, guidance: float = 0.0) -> Tensor:
-        """The clean spectrum (N, L, D) that the network expects, x_1_hat, at one time for all rows."""
-        times = torch.full((x.shape[0],), t, device=x.device)
+    def clean(
+        self, x: Tensor, y: Tensor, t: float | Tensor, mask: Tensor | None = None, guidance: float = 0.0
+    ) -> Tensor:
+        """The clean spectrum (N, L, D) that the network expects, x_1_hat, at one time for all rows or one each (N,)."""
+        times = t if isinstance(t, Tensor) else torch.full((x.shape[0],), t, device=x.device)
         pred = self(x, y, times, mask)
         if guidance:
             blind = self(x, y, times, mask, torch.ones_like(times, dtype=torch.bool))
             pred = pred + guidance * (pred - blind)
-        return pred if self.cfg.prediction == "clean" else x + (1.0 - t) * pred
+        left = 1.0 - (t[:, None, None] if isinstance(t, Tensor) else t)
+        return pred if self.cfg.prediction == "clean" else x + left * pred
 
     def ode(self, y: Tensor, z: Tensor, nfe: int, mask: Tensor | None = None, guidance: float = 0.0) -> Tensor:
         """Integrate from the prior to t = 1 in ``nfe`` Euler steps. Args: y a condition, z (N, L, D). Returns (N, L, D)."""

@@ -20,13 +20,16 @@ the waveforms: both outputs as means of white Gaussians whose standard deviation
     KL = change / (2 noise^2),
 
 0.056 where the two differ at -20 dB and noise is 0.3. GRPO beside DiffRO has the same one.
+
+A given output is fitted (``fit``) as regression does: as a sample of a white Gaussian around the noiseless prediction, whose standard
+deviation is ``SPREAD`` times the RMS of the prompt, the same for all of a prompt's outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -37,9 +40,10 @@ from rlspeech.config import Exploration
 from rlspeech.data.audio import level_gain
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.models.adapters import Adapted
-from rlspeech.types import LogProb, Relaxed, Rollout, UserError
+from rlspeech.types import Fit, LogProb, Relaxed, Rollout, Sample, UserError
 
 QUIET = 1e-4  # RMS that a silent reference is taken to have
+SPREAD = 0.3  # of a fitted Gaussian: the usual ``explore.noise``
 Reduction = Literal["mean", "sum"]
 
 
@@ -76,13 +80,22 @@ def levelled(
     return Levelled([c.key for c in clips], padded([c.noisy for c in clips]), target, counts, gains.to(device))
 
 
+class Regression(NamedTuple):
+    """What n outputs are fitted by, in any domain (n, L, ...)."""
+
+    predict: Callable[[Any], Tensor]  # a model's noiseless predictions
+    output: Tensor
+    prompt: Tensor  # whose RMS is the unit
+    real: Tensor  # (n, L) bool
+
+
 class GaussianPolicy:
     """Acts with the current weights of ``adapted`` under Gaussian noise, which moves what ``kernel`` says; see ``types.Policy``.
 
     ``reduction`` is that of the log-probability over a decision's dimensions, ``seed`` that of the noise (and of latents).
     """
 
-    supports: frozenset[str] = frozenset({"sample", "base", "critic", "supervised"})
+    supports: frozenset[str] = frozenset({"sample", "base", "critic", "supervised", "fit"})
 
     def __init__(
         self, adapted: Adapted, explore: Exploration, kernel: Any, reduction: Reduction = "mean", seed: int = 0
@@ -115,6 +128,29 @@ class GaussianPolicy:
             sampled = normal(dims, seed_of(self.seed, seed, key, member - kept if mirrored else member, *step))
             rows.append(-sampled if mirrored else sampled)
         return torch.stack(rows)
+
+    def regression(self, prompts: list[Clip], rows: Tensor, outputs: list[Clip], seed: int) -> Regression:
+        """How to fit n ``outputs`` (their targets, as long as the inputs) of the B distinct ``prompts``; row i is of prompt ``rows[i]``."""
+        raise NotImplementedError
+
+    def fit(self, prompts: list[Clip], samples: list[Sample], *, seed: int, reference: bool = True) -> Fit:
+        """-|prediction - output|^2 / (2 sigma^2), sigma = ``SPREAD`` x RMS of the prompt; see ``types.FittingPolicy``."""
+        clips, rows = distinct(prompts)
+        cut = [(c, c.noisy.shape[-1], s.wav) for c, s in zip(prompts, samples, strict=True)]
+        outputs = [replace(c, target=np.pad(wav[:n], (0, max(0, n - len(wav))))) for c, n, wav in cut]
+        found = self.regression(clips, rows.to(self.device), outputs, seed)
+
+        def per_row(x: Tensor) -> Tensor:
+            return x.square().reshape(*x.shape[:2], -1).sum(2).masked_fill(~found.real, 0.0).sum(1)
+
+        size = found.real.sum(1) * found.output[0, 0].numel()
+        unit = 2 * SPREAD**2 * (per_row(found.prompt) / size.clamp_min(1)).clamp_min(QUIET**2)
+        here, there, kl = found.predict(self.model), None, None
+        if reference:
+            with torch.no_grad(), self.adapted.reference() as model:
+                away = found.predict(model)
+            there, kl = -per_row(away - found.output) / unit, per_row(here - away) / unit
+        return Fit(-per_row(here - found.output) / unit, there, kl, size.float())
 
     def terms(
         self, old: Tensor, eps: Tensor, active: Tensor, shift: Tensor, reference: tuple[Tensor, Tensor] | None
@@ -178,6 +214,12 @@ class RelaxedGaussian(GaussianPolicy):
             there, _ = self.wave(model, rollout, rows)
         kl = distance(wav, there, mask) / (2 * self.explore.noise**2)
         return kl[:, None].expand(-1, rollout.mask.shape[1])
+
+
+def distinct(prompts: Sequence[Clip]) -> tuple[list[Clip], Tensor]:
+    """The different ones of n prompts, and which of them (n,) each is."""
+    places = {id(c): i for i, c in enumerate({id(c): c for c in prompts}.values())}
+    return list({id(c): c for c in prompts}.values()), torch.tensor([places[id(c)] for c in prompts])
 
 
 def normal(count: int, seed: int) -> Tensor:

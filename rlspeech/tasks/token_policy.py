@@ -29,8 +29,8 @@ from rlspeech.data.batches import Clip, seed_of
 from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.files import read_object
 from rlspeech.models.adapters import Adapted
-from rlspeech.models.audio_lm.generate import Generation
-from rlspeech.types import LogProb, Rollout, Sample, UserError, Utterance
+from rlspeech.models.audio_lm.generate import Generation, right_padded
+from rlspeech.types import Fit, LogProb, Rollout, Sample, UserError, Utterance
 
 
 def token_logp(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
@@ -348,6 +348,47 @@ class TokenPolicy:
         logp = pad(logp, (0, full))
         one = torch.ones(logp.shape[1], device=logp.device)
         return LogProb(logp, kl, torch.zeros_like(logp).detach(), one, one)
+
+    def recall(self, prompts: Sequence[Clip], samples: Sequence[Sample]) -> TokenRollout:
+        """The tokens of given outputs: ``tokens``, or those of ``hypothesis`` as the model writes it; with the stop if ``finished``."""
+        places = {id(c): c for c in prompts}
+        clips, order = list(places.values()), {key: i for i, key in enumerate(places)}
+        rows = []
+        for clip, sample in zip(prompts, samples, strict=True):
+            stop = torch.tensor(self.model.stops[:1])
+            if sample.tokens is not None:
+                ids = torch.cat([torch.as_tensor(sample.tokens).long().reshape(-1), stop])
+            elif sample.hypothesis is not None:
+                ids = self.model.references([sample.hypothesis], self.sampling.language)[0][0]
+            else:
+                raise UserError(f"{sample.key} has neither tokens nor a hypothesis", "", "rlspeech sample makes both")
+            rows.append(ids[: 0 if self._is_empty(clip) else len(ids) - (not sample.finished)])
+        encoded = None
+        if not getattr(self.model, "train_encoder", False):
+            if self.config.offload == "phase":
+                self._phase = ""  # what encodes is needed too
+                self.model.park("all", self.device)
+            with torch.no_grad(), self._cast():
+                encoded = self._encode(clips)
+        ids, mask = right_padded(rows, self.model.pad)
+        return TokenRollout(clips, encoded, ids, mask, torch.tensor([order[id(c)] for c in prompts]))
+
+    def fit(self, prompts: list[Clip], samples: list[Sample], *, seed: int, reference: bool = True) -> Fit:
+        """Log-likelihood at temperature 1; suppressed tokens cannot be learnt and are left out. See ``types.FittingPolicy``."""
+        state, every, there, kl = self.recall(prompts, samples), torch.arange(len(samples)), None, None
+
+        def logp_of(model: Any) -> Tensor:
+            logits = self._forward(model, state, every)
+            return token_logp(logits, state.ids[:, : logits.shape[1]].to(logits.device))
+
+        here = logp_of(self.model)
+        mask = state.mask[:, : here.shape[1]].to(here.device) & here.isfinite()
+        here = here.masked_fill(~mask, 0.0)
+        if reference:
+            with torch.no_grad(), self.adapted.reference() as other:
+                away = logp_of(other).masked_fill(~mask, 0.0)
+            there, kl = away.sum(1), sampled_kl(here, away, here.detach()).sum(1)
+        return Fit(here.sum(1), there, kl, mask.sum(1).float())
 
     @torch.no_grad()
     def features(self, rollout: Rollout, rows: Tensor) -> Tensor:

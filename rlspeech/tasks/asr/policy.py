@@ -34,7 +34,7 @@ LEAST_TOKENS = 16
 class AsrPolicy(TokenPolicy):
     """Acts with the current weights of ``adapted``, an ``AudioLM``; see ``token_policy`` and ``types.Policy``."""
 
-    supports: frozenset[str] = frozenset({"sample", "base", "critic", "supervised", "join"})
+    supports: frozenset[str] = frozenset({"sample", "base", "critic", "supervised", "join", "fit"})
 
     @property
     def bucketed(self) -> bool:
@@ -48,7 +48,8 @@ class AsrPolicy(TokenPolicy):
         if self.model.stops[0] in shut and any(c.text is not None and not c.text.strip() for c in clips):
             why = "some texts are empty, and its lists of suppressed tokens do not let the model write nothing"
             self._once("empty", f"{why}: --set suppress=allow_empty lets it, in training and in what is saved")
-        return [self._sample(c, text) for c, text in zip(clips, self.model.text(ids, mask), strict=True)]
+        rows = zip(clips, self.model.text(ids, mask), finished.tolist(), strict=True)
+        return [self._sample(c, text, done) for c, text, done in rows]
 
     def _answers(self, model: Any, clips: list[Clip]) -> list[Sample]:
         """The likeliest transcripts."""
@@ -86,8 +87,9 @@ class AsrPolicy(TokenPolicy):
         cfg, lengths = self.sampling, [c.noisy.shape[-1] / self.sample_rate for c in clips]
         return [cfg.max_new_tokens or max(LEAST_TOKENS, int(np.ceil(s * cfg.tokens_per_s))) for s in lengths]
 
-    def _sample(self, clip: Clip, text: str) -> Sample:
-        return Sample(clip.key, clip.noisy, self.sample_rate, None, clip.text, clip.columns, hypothesis=text)
+    def _sample(self, clip: Clip, text: str, finished: bool = True) -> Sample:
+        how: dict[str, Any] = {"hypothesis": text, "finished": finished}
+        return Sample(clip.key, clip.noisy, self.sample_rate, None, clip.text, clip.columns, **how)
 
     # -- the control ---------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,15 @@ from rlspeech.models.adapters import Adapted
 from rlspeech.models.avse import AvseEnhancer, Masked
 from rlspeech.tasks.avse.enhancer import AvBatch, collate, supervised_loss
 from rlspeech.tasks.explore import Fields
-from rlspeech.tasks.gaussian import GaussianPolicy, Reduction, RelaxedGaussian, distance, real_samples, reduce
+from rlspeech.tasks.gaussian import (
+    GaussianPolicy,
+    Reduction,
+    Regression,
+    RelaxedGaussian,
+    distance,
+    real_samples,
+    reduce,
+)
 from rlspeech.types import LogProb, Rollout, Sample, UserError
 
 SHUT = 1e-3  # a mask this small is as good as 0: its logarithm goes no further
@@ -153,6 +161,17 @@ class AvsePolicy(GaussianPolicy):
         state: Decisions = rollout.state
         rows = rows.to(state.prompts.device)
         return supervised_loss(model, self._sampled(model, state, rows), state.batch.pick(state.prompts[rows]))
+
+    def regression(self, prompts: list[Clip], rows: Tensor, outputs: list[Clip], seed: int) -> Regression:
+        """The noiseless waveform: the decoder being linear, noise on the latents is noise on it. Channels are averaged, as in samples."""
+        data, given = (collate(clips, self.model, self.device) for clips in (prompts, outputs))
+        assert given.target is not None
+        real = real_samples(data.samples, data.noisy.shape[-1])[rows]
+
+        def predict(model: AvseEnhancer) -> Tensor:
+            return model.enhance(data.noisy, data.video, data.present, data.samples).mean(1)[rows]
+
+        return Regression(predict, given.target.mean(1), data.noisy.mean(1)[rows], real)
 
     def _sampled(self, model: AvseEnhancer, state: Decisions, rows: Tensor) -> Tensor:
         """Waveforms (n, C, T) of the masks that a model gives now with the noise that was drawn; a clip's mask is computed once."""

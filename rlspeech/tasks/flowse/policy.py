@@ -28,6 +28,7 @@ from rlspeech.tasks.gaussian import (
     GaussianPolicy,
     Levelled,
     Reduction,
+    Regression,
     RelaxedGaussian,
     distance,
     levelled,
@@ -198,6 +199,31 @@ class FlowPolicy(GaussianPolicy):
         """The flow's loss, as in pretraining with its default weights; there is none of sampled outputs."""
         data = collate(prompts, self.model, self.device)
         return flow_loss(self.model, data, Pretrain(predictor_weight=0))["loss"]
+
+    def regression(self, prompts: list[Clip], rows: Tensor, outputs: list[Clip], seed: int) -> Regression:
+        """The denoising form: the clean spectrum that is predicted from x_t, between an x_0 of the prior and the output's at a time t.
+
+        t is one of those that the ODE asks at, so that a model of one step is fitted where it acts: at x_0 (the rollouts' own, where they
+        share a latent and the seed is theirs).
+        """
+        model, nfe = self.model, self.schedule(np.random.default_rng([self.seed, seed]))[0]
+        with torch.no_grad():
+            y, mask = condition(model, collate(prompts, model, self.device, with_target=False))
+            given = collate(outputs, model, self.device)
+            assert given.target is not None
+            x1 = encode(model, given.target, given.samples)
+            steps = [seed_of(self.seed, seed, c.draw, "t") % nfe for c in prompts]
+            t = torch.tensor(steps, device=y.device) / nfe
+            x0 = model.prior(y, latent([c.draw for c in prompts], self.seed + seed, (y.shape[1], x1.shape[2])).to(y))
+            x = x0[rows].lerp(x1, t[rows, None, None])
+
+        def predict(model: FlowEnhancer) -> Tensor:
+            if nfe == 1:  # all of a prompt's outputs are fitted from one state
+                return model.clean(x0, y, t, mask)[rows]
+            return model.clean(x, y[rows], t[rows], None if mask is None else mask[rows])
+
+        real = x1.new_ones(x1.shape[:2], dtype=torch.bool) if mask is None else mask[rows]
+        return Regression(predict, x1, model.noisy(y)[rows], real)
 
     # -- acting --------------------------------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ def needs_audio(names: Sequence[str]) -> bool:
 class TtsPolicy(TokenPolicy):
     """Acts with the current weights of ``adapted``, a ``CodecLM``; see ``token_policy``, ``types.Policy`` and ``types.RelaxPolicy``."""
 
-    supports: frozenset[str] = frozenset({"sample", "relax", "base", "critic", "supervised", "join"})
+    supports: frozenset[str] = frozenset({"sample", "relax", "base", "critic", "supervised", "join", "fit"})
 
     def __init__(self, task: Any, adapted: Any, config: Any) -> None:
         super().__init__(task, adapted, config)
