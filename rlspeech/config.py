@@ -46,6 +46,7 @@ TASK = "what the model does, or package.module:Class of your own"
 SEED = "random seed; the same seed gives the same result"
 DEVICE = "auto, cpu, cuda, cuda:1 or mps"
 MINUTES = "stop after this many minutes, validate and save"
+Tuned = Literal["flowse", "avse", "asr", "tts"]  # that rl and eval take, the default first
 Enhancement = Literal["flowse", "avse"]  # tasks that enhance, the default first
 Video = Literal["right", "shuffled", "none"]  # shuffled: another utterance's, the control; none: hidden
 Tracker = Literal["auto", "none", "tensorboard", "wandb"]
@@ -201,14 +202,36 @@ class DiffRO(Strict):
     smooth: Count = conf(4, "flowse, avse: noisy, shifted copies that a gradient is averaged over; 1: the raw one")
 
 
+class DPO(Strict):
+    """Preferences from stored samples (``algos/dpo.py``)."""
+
+    loss: Literal["dpo", "sft"] = conf("dpo", "sft: likelihood of the winners alone (best-of-K SFT, RAFT)")
+    beta: Positive = conf(0.1, "how much a shift of likelihood against the reference counts; larger stays closer to it")
+    pairs: Literal["best_worst", "ranked", "random"] = conf(
+        "best_worst", "ranked: k-th best against k-th worst; random: of the same prompts any two, the control"
+    )
+    order: Literal["reward", "pareto"] = conf(
+        "reward", "pareto: by fronts that no other draw is better than in each reward"
+    )
+    margin: NonNegative = conf(1.0, "least distance in reward of a pair, in spreads of the reward inside prompts")
+    winner: Literal["sampled", "reference"] = conf("sampled", "reference: the prompt's own, for comparison")
+    sft_weight: NonNegative = conf(
+        0.0, "weight of the winners' negative log-likelihood, by token or element, beside it"
+    )
+    length_normalised: bool = conf(False, "likelihoods by token or element, not of whole outputs; beta is then larger")
+
+
 class RL(Strict):
     """``rlspeech rl``."""
 
-    task: Literal["flowse", "avse", "asr", "tts"] | OwnTask = conf("flowse", TASK)
-    algo: Literal["grpo", "ppo", "diffro", "grpo+diffro"] = conf("grpo", "how the policy is trained")
+    task: Tuned | OwnTask = conf("flowse", TASK)
+    algo: Literal["grpo", "ppo", "diffro", "grpo+diffro", "dpo"] = conf("grpo", "how the policy is trained")
     model: str = conf("embedded", "checkpoint or run folder to start from, or 'embedded'")
     data: str | None = conf(None, "manifest or mixture recipe (default: the embedded corpus)")
     valid: str | None = conf(None, "paired manifest of the validations (default: held back from the data)")
+    samples: str | None = conf(
+        None, "dpo: folder of rlspeech sample, scored by rlspeech reward; its prompts are the data"
+    )
     out: str | None = None
     rewards: list[RewardSpec] = conf([], "reward, e.g. estoi=1 (see rlspeech doctor); repeatable (default: the task's)")
     guards: list[GuardSpec] = conf(
@@ -220,6 +243,7 @@ class RL(Strict):
     sampling: Sampling = Sampling()
     ppo: PPO = PPO()
     diffro: DiffRO = DiffRO()
+    dpo: DPO = DPO()
     policy_weight: NonNegative = conf(1.0, "weight of the policy loss; 0 with a supervised weight: control without RL")
     supervised_weight: NonNegative = conf(0.0, "weight of the task's supervised loss (LR-AVSE: gamma, SI-SNR)")
     supervised_on: Literal["mean", "sample"] = conf("mean", "avse: SI-SNR of the noiseless or of the sampled output")
@@ -288,7 +312,7 @@ class RL(Strict):
 class Evaluate(Strict):
     """``rlspeech eval``."""
 
-    task: Literal["flowse", "avse", "asr", "tts"] | OwnTask = conf("flowse", TASK)
+    task: Tuned | OwnTask = conf("flowse", TASK)
     data: str | None = conf(None, "paired manifest to evaluate on (default: the embedded test set)")
     models: dict[str, str] = conf({}, "system, e.g. rl=runs/rl or base=embedded; repeatable; the input comes first")
     systems: dict[str, str] = conf({}, "another program: NAME=FOLDER of its files, named as the rows; asr: NAME=TEXTS")

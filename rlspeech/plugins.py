@@ -18,6 +18,7 @@ SCHEMAS = {  # command -> module:Class of its settings
     "prepare hub": "corpora.hub:Hub",
     "pretrain": "config:Pretrain",
     "reward": "config:ScoreFolder",
+    "sample": "stages.sample:SampleSet",
     "rl": "config:RL",
     "eval": "config:Evaluate",
     "enhance": "stages.enhance:Enhance",

@@ -216,6 +216,10 @@ class FittingPolicy(Policy, Protocol):
         """
         ...
 
+    def references(self, prompts: list[Any]) -> list[Sample]:
+        """The prompts' own references as outputs that ``fit`` takes. Raises ``LookupError`` where one has none."""
+        ...
+
 
 class Relaxed(NamedTuple):
     """Output of a policy for n rows, differentiable in its weights."""

@@ -7,6 +7,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from rlspeech.algos.diffro import DiffRO, GRPODiffRO
+from rlspeech.algos.dpo import DPO
 from rlspeech.algos.grpo import GRPO
 from rlspeech.algos.ppo import CriticPPO, RelativePPO
 from rlspeech.algos.update import PolicyUpdate
@@ -21,6 +22,12 @@ def get_algorithm(
     config: RL, policy: Policy, optimizer: Optimizer, ranks: Ranks | None = None, soft: SoftReward | None = None
 ) -> PolicyUpdate:
     """The algorithm that ``config.algo`` names. ``soft`` is the differentiable reward of those that have one. Raises as they do."""
-    known: dict[str, Any] = {"grpo": GRPO, "diffro": DiffRO, "grpo+diffro": GRPODiffRO, "ppo": PPO[config.ppo.form]}
+    known: dict[str, Any] = {
+        "grpo": GRPO,
+        "diffro": DiffRO,
+        "grpo+diffro": GRPODiffRO,
+        "dpo": DPO,
+        "ppo": PPO[config.ppo.form],
+    }
     options = {"soft": soft} if "diffro" in config.algo else {}
     return known[config.algo](config, policy, optimizer, ranks, **options)

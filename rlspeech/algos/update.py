@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 
 from rlspeech.algos.math import Advantage, Surrogate, critical_batch, micro_batches, policy_loss
 from rlspeech.config import RL, RewardSpec
+from rlspeech.data.batches import ClipSource
 from rlspeech.engine import Columns, Phases, Ranks
 from rlspeech.rewards.mix import to_arrays
 from rlspeech.types import Policy, Rollout, Sample, Score, SupervisedPolicy, UserError
@@ -147,6 +148,10 @@ class PolicyUpdate(ABC):
     def check(self, config: RL) -> None:
         """Refuse settings that the algorithm cannot use. Raises ``UserError``."""
         return
+
+    def select(self, source: ClipSource) -> ClipSource:
+        """The prompts from which something can be learnt, where that is known before."""
+        return source
 
     # -- what an algorithm says ----------------------------------------------------------------------------------------
 
@@ -310,7 +315,7 @@ class PolicyUpdate(ABC):
         """One optimiser step on some prompts (K,). Returns what is logged of it."""
         cfg, total, stats = self.config, torch.zeros(()), dict[str, float]()
         stats["grad_agreement"] = float("nan")
-        if experience.rollout is not None:
+        if cfg.policy_weight:
             grads, stats = self.gradients(experience, experience.advantage.value, share)
             # "auto" is frozen where the ratio has moved by more than rounding, which no collection's first update shows
             spread = stats["log_ratio_std"] if experience.updates else 0.0
@@ -324,7 +329,7 @@ class PolicyUpdate(ABC):
             pull = cfg.supervised_weight * grads.total
             stats.update(supervised_loss=loss, supervised_agreement=grads.agreement())
             stats["supervised_grad_norm"] = pull.norm().item()
-            if experience.rollout is not None:  # do reward and supervision pull the same way?
+            if cfg.policy_weight:  # do reward and supervision pull the same way?
                 stats.update(policy_grad_norm=total.norm().item(), supervised_cosine=agreement([total, pull]))
             total = total + pull
         return {**stats, **self._apply(total), "clip_range": self.clip_range}

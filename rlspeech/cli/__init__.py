@@ -19,7 +19,7 @@ NARROW = {"terminal_width": columns - 1} if (columns := shutil.get_terminal_size
 
 PANELS = {  # heading -> commands, as the help lists them
     "Data": ("prepare", "check"),
-    "Training": ("pretrain", "rl"),
+    "Training": ("pretrain", "sample", "rl"),
     "Measuring": ("reward", "eval", "report"),
     "Using": ("enhance", "transcribe", "speak"),
     "Project": ("presets", "convert", "doctor"),

@@ -69,6 +69,19 @@ def pretrain(
     stage("config:Pretrain", "stages.pretrain:run", locals())
 
 
+@command(app, "rlspeech sample --task tts --model runs/tts --data train.jsonl --draws 8 --out samples", *STAGE)
+def sample(
+    task: Task = None,
+    model: str | None = None,
+    data: str | None = None,
+    draws: int | None = None,
+    limit: int | None = None,
+    **shared: Any,
+) -> None:
+    """Store outputs of each prompt, to be scored and learnt from with rl --algo dpo; goes on where it stopped."""
+    stage("stages.sample:SampleSet", "stages.sample:run", locals())
+
+
 @command(app, "rlspeech rl --algo grpo --task flowse --model runs/base --reward estoi=1 --out runs/rl", *STAGE)
 def rl(
     algo: Annotated[str | None, _choice("algo", "ALGO")] = None,
@@ -76,6 +89,7 @@ def rl(
     model: str | None = None,
     data: str | None = None,
     valid: str | None = None,
+    samples: Annotated[str | None, Option(metavar="FOLDER")] = None,
     rewards: Annotated[Texts, _metric("--reward", "NAME=WEIGHT")] = None,
     guards: Annotated[Texts, _metric("--guard", "NAME[=MAX_DROP[:hold]]")] = None,
     steps: int | None = None,

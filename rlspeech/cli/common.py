@@ -259,7 +259,7 @@ def present(config: Any) -> None:
         os.getcwd()
     except FileNotFoundError as error:
         raise UserError("the working directory does not exist", "it was deleted", "cd to another one") from error
-    for name in ("data", "valid"):
+    for name in ("data", "valid", "samples"):
         given = getattr(config, name, None)
         if not isinstance(given, str) or os.path.exists(given):
             continue

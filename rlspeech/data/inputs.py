@@ -25,7 +25,7 @@ import numpy as np
 from rlspeech import log
 from rlspeech.data.audio import resample
 from rlspeech.data.decode import AUDIO_SUFFIXES, VIDEO_SUFFIXES, AudioError, read_audio
-from rlspeech.data.manifest import ROWS, from_row, usable_rows
+from rlspeech.data.manifest import ROWS, SAMPLE_SET, from_row, usable_rows
 from rlspeech.files import numbered_rows, open_lines, parse_json, read_text
 from rlspeech.names import local_path, nfc, on_disk
 from rlspeech.types import Sample, UserError, Utterance
@@ -139,6 +139,7 @@ def collect(
         UserError: nothing to score, or references, transcripts or hypotheses that match nothing.
     """
     if isinstance(path, str | Path):
+        path = _stored(Path(path))
         if Path(path).suffix in ROWS and not (target or text or hypotheses or os.path.isdir(path)):
             return _rows(Path(path), texts_only)
         path = Path(path)
@@ -163,6 +164,16 @@ def collect(
     return Items(items)
 
 
+def _stored(path: Path) -> Path:
+    """The manifest of a folder of stored samples, which holds other sound too; any other path as it is."""
+    return path / "manifest.jsonl" if (path / SAMPLE_SET).is_file() else path
+
+
+def _is_stored(columns: Mapping[str, Any]) -> bool:
+    """Whether a row with these columns is an output of ``rlspeech sample``."""
+    return isinstance(columns.get("prompt"), str) and isinstance(columns.get("draw"), int)
+
+
 def expand(path: Path, *, skip: Path | None = None, texts_only: bool = False) -> list[Item]:
     """Return what a name on the command line stands for: the recordings and videos of a folder, the rows of a manifest, or the file itself.
 
@@ -174,7 +185,7 @@ def expand(path: Path, *, skip: Path | None = None, texts_only: bool = False) ->
     Raises:
         UserError: a manifest that cannot be read.
     """
-    path = Path(on_disk(str(path)))
+    path = _stored(Path(on_disk(str(path))))
     if path.is_dir():
         return _folder(path, skip)
     if path.suffix in ROWS:
@@ -286,7 +297,8 @@ def _from_utterance(utt: Utterance) -> Item:
     known = {k: v for k in ("speaker_id", "language", "snr_db") if (v := getattr(utt, k)) is not None}
     said = next((utt.extra[k] for k in HYPOTHESES if isinstance(utt.extra.get(k), str)), None) if utt.extra else None
     audio, video, given = utt.audio_filepath or None, utt.lips_filepath or utt.video_filepath, {**known, **utt.extra}
-    return Item(utt.id, audio, utt.target_filepath, utt.text, utt.offset, utt.duration, given, said, video)
+    seconds = None if _is_stored(utt.extra) else utt.duration  # the whole file is the output, and the reference
+    return Item(utt.id, audio, utt.target_filepath, utt.text, utt.offset, seconds, given, said, video)
 
 
 def files_of(folder: Path, names: Mapping[str, str | None]) -> dict[str, str]:
@@ -460,24 +472,34 @@ def load(item: Item) -> Sample | AudioError:
     """
     if item.audio is None:
         return AudioError("the row names no audio")
+    target, columns = None, dict(item.columns)
     try:
-        wav, rate = _read(item.audio, item)
+        wav, rate = (SILENCE, 16000) if columns.get("tokens") == [] else _read(item.audio, item)
     except AudioError as error:
         return error
-    target, columns = None, dict(item.columns)
     if item.target is not None:
         try:
             target, native = _read(item.target, item)
             target = resample(target, native, rate)
         except AudioError as error:
             columns["_target_error"] = error.reason
-    return Sample(item.key, wav, rate, target, item.text, columns, item.hypothesis)
+    return _sample(item, wav, rate, target, columns)
 
 
 def without_audio(item: Item, reason: str = "") -> Sample:
     """An item without its audio, for rewards that judge its texts; ``reason`` goes to the columns as ``_audio_error``."""
     columns = {**item.columns, **({"_audio_error": reason} if reason else {})}
-    return Sample(item.key, SILENCE, 16000, None, item.text, columns, item.hypothesis)
+    return _sample(item, SILENCE, 16000, None, columns)
+
+
+def _sample(item: Item, wav: np.ndarray, rate: int, target: np.ndarray | None, columns: dict[str, Any]) -> Sample:
+    """An item as a sample; one of stored samples has its tokens, and its prompt's name for a key: it is compared with the other draws."""
+    made = Sample(item.key, wav, rate, target, item.text, columns, item.hypothesis)
+    if _is_stored(columns):
+        tokens, made.key = columns.pop("tokens", None), columns["prompt"]
+        made.finished, made.token_s = columns.get("finished") is not False, columns.pop("token_s", None)
+        made.tokens = None if tokens is None else np.array(tokens, np.int64)
+    return made
 
 
 def _read(path: str, item: Item) -> tuple[np.ndarray, int]:

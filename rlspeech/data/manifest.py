@@ -23,6 +23,7 @@ FIELDS = Utterance.field_names()
 PATH_KEYS = ("audio_filepath", "target_filepath", "video_filepath", "lips_filepath", "prompt_filepath")
 TEXT_KEYS = ("text", "prompt_text", "speaker_id", "language")
 RECIPE_NAME = "mix.json"
+SAMPLE_SET, PROMPTS = "samples.json", "prompts.jsonl"  # in a folder of stored samples, beside its manifest
 ROWS = {".jsonl", ".json", ".ndjson"}  # one row a line
 MAIN_NAMES = ("manifest.jsonl", "train.jsonl", "test.jsonl")  # looked for in a folder, in this order
 # in the same folders, but no manifests

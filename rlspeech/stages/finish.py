@@ -125,11 +125,15 @@ def explain(config: RL, task: Task, device: str, rows: int, trainable: int) -> N
         if spare := check_owners(config, task, own=":" in config.task):
             log.say(f"not used, for they belong to the policy's loss: {', '.join(spare)}")
         return
+    rewards = ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards)
+    if config.samples:
+        log.say(f"a step = {n} prompts with their stored pairs, {u} update(s); {config.steps} steps")
+        log.say(f"rewards {rewards}; watched {watched}")
+        return
     group, own = config.group + config.reference_in_group, " (the reference is one)" * config.reference_in_group
     whole = n * group
     each = f"a step = {n} prompts x {group} rollouts{own} = {whole} rollouts, {u} update(s) of {-(-n // u)} prompts"
     log.say(f"{each}; {config.steps} steps = {config.steps * whole} rollouts")
-    rewards = ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards)
     log.say(f"rewards {rewards}; watched {watched}")
     if "diffro" in config.algo:
         log.say(_climbing(config, task))

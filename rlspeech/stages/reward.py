@@ -24,7 +24,8 @@ from rlspeech.data.audio import AudioError
 from rlspeech.data.decode import remarks
 from rlspeech.data.inputs import HYPOTHESES, Item, Items, collect, without_audio
 from rlspeech.data.inputs import load as read_audio
-from rlspeech.files import held
+from rlspeech.data.manifest import SAMPLE_SET
+from rlspeech.files import held, read_object
 from rlspeech.plugins import load, load_function
 from rlspeech.report.build import write_page
 from rlspeech.report.calibrate import ORDER, calibrated, print_calibration
@@ -77,7 +78,7 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]
         if done := len(items) - len(todo):
             log.say(f"{done} of {len(items)} files are in {scores.path} already")
         try:
-            parts = _ahead(items, todo, config.batch, without_audio if silent else read_audio)
+            parts = _ahead(items, todo, _batch(config, path), without_audio if silent else read_audio)
             _score_all(scorer, scores, parts, len(items), done)
         except KeyboardInterrupt:
             log.say(f"interrupted; what is scored is in {scores.path}, the same command goes on from there")
@@ -97,6 +98,12 @@ def _options(config: ScoreFolder, asked: Sequence[str]) -> dict[str, dict[str, A
     families |= {f: {"recogniser": config.recogniser} for f in takers or RECOGNISERS[:1]}
     families["speech_bert_score"] = {"encoder": config.speech_encoder}
     return {f: given for f, options in families.items() if (given := {k: v for k, v in options.items() if v})}
+
+
+def _batch(config: ScoreFolder, path: str | Path | Sequence[str]) -> int:
+    """Files in a batch; of stored samples whole prompts, whose draws some rewards compare."""
+    draws = read_object(Path(path) / SAMPLE_SET).get("draws", 1) if isinstance(path, str | Path) else 1
+    return -(-config.batch // draws) * int(draws)
 
 
 def _judges_texts(request: base.Request) -> bool:

@@ -107,6 +107,7 @@ class Session:
         soft = task.soft_reward(config, engine.device) if "diffro" in config.algo and config.policy_weight else None
         self.algo = get_algorithm(config, self.policy, self.optimizer, engine, soft)
         self.train, valid = task.data(config, model)
+        self.train = self.algo.select(self.train)
         if len(valid) > 1:  # a single one has no other to take a video from
             valid = with_video(valid, config.video)  # the control is checked as it is trained
         self.validation = Validation(config, engine, task, folder, judge, valid)

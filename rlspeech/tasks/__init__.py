@@ -7,12 +7,15 @@ have are refused with the tasks that have them, those not given are filled in.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel
 
 from rlspeech import log
 from rlspeech.config import RL, GuardSpec, RewardSpec
+from rlspeech.data.manifest import PROMPTS, SAMPLE_SET
+from rlspeech.files import read_object
 from rlspeech.plugins import load, load_function
 from rlspeech.rewards.catalogue import ALIASES
 from rlspeech.tasks.owners import TASKS, check_owners
@@ -108,7 +111,13 @@ def _under(own: Any, config: RL, key: str) -> Any:
 
 def _filled(config: RL, task: Task) -> RL:
     own = {**task.rl_defaults, **(task.diffro_defaults if config.algo == "diffro" else {})}
-    return config.model_copy(update={k: _under(v, config, k) for k, v in own.items()})
+    made = config.model_copy(update={k: _under(v, config, k) for k, v in own.items()})
+    if config.algo != "dpo" or config.samples is None:
+        return made
+    folder, valid = Path(config.samples), config.valid
+    if valid is None and read_object(folder / SAMPLE_SET).get("data", "") is None:
+        valid = str(task.demo("valid"))  # of the embedded prompts, as elsewhere
+    return made.model_copy(update={"data": str(folder / PROMPTS), "clip_s": 0.0, "valid": valid})
 
 
 def complete(config: RL, task: Task) -> RL:

@@ -152,6 +152,9 @@ class GaussianPolicy:
             there, kl = -per_row(away - found.output) / unit, per_row(here - away) / unit
         return Fit(-per_row(here - found.output) / unit, there, kl, size.float())
 
+    def references(self, prompts: list[Clip]) -> list[Sample]:
+        return [c.sample(c.target, self.sample_rate) for c in prompts]
+
     def terms(
         self, old: Tensor, eps: Tensor, active: Tensor, shift: Tensor, reference: tuple[Tensor, Tensor] | None
     ) -> list[Tensor | None]:

@@ -63,10 +63,8 @@ HINTS = {
     "ratio": "--set ratio_level=sequence",
     "change_weight": "--set kl_beta=0.05: the KL of tokens is over all that can be drawn",
 }
-COMPARING = (
-    "clip_range clip_high clip_std ratio ratio_level truncated truncated_reward dynamic_sampling advantage "
-    "advantage_std advantage_clip"
-)
+SAMPLED = "clip_range clip_high clip_std ratio ratio_level dynamic_sampling advantage_std advantage_clip"
+DRAWING = "group kl_beta kl_target loss_mean reduction change_weight kl explore valid_draws"
 # of the policy's loss, which the control without RL does not have
 POLICY = (
     Rule("ppo", "--algo ppo", lambda c: c.algo == "ppo"),
@@ -79,8 +77,12 @@ POLICY = (
     Rule("diffro", "--algo diffro or grpo+diffro", lambda c: "diffro" in c.algo),
     Rule("diffro.weight", "--algo grpo+diffro", lambda c: c.algo == "grpo+diffro"),
     Rule("diffro.noise", "diffro.mode=teacher", lambda c: c.diffro.mode == "teacher"),
-    Rule(COMPARING, "--algo grpo, ppo or grpo+diffro", lambda c: c.algo != "diffro"),
-    Rule("advantage advantage_std dynamic_sampling", "--algo grpo or grpo+diffro", lambda c: "grpo" in c.algo),
+    Rule("truncated truncated_reward", "--algo grpo, ppo, grpo+diffro or dpo", lambda c: c.algo != "diffro"),
+    Rule(SAMPLED, "--algo grpo, ppo or grpo+diffro", lambda c: c.algo not in ("diffro", "dpo")),
+    Rule("advantage", "--algo grpo, grpo+diffro or dpo", lambda c: "grpo" in c.algo or c.algo == "dpo"),
+    Rule("advantage_std dynamic_sampling", "--algo grpo or grpo+diffro", lambda c: "grpo" in c.algo),
+    Rule("dpo samples", "--algo dpo", lambda c: c.algo == "dpo"),
+    Rule(f"data clip_s {DRAWING}", "rollouts; dpo has the prompts of --samples", lambda c: c.algo != "dpo"),
     Rule("reference_in_group", "grpo or grpo+diffro with kl=full", lambda c: "grpo" in c.method and c.kl == "full"),
     Rule("advantage_std", "advantage=sum_then_norm", lambda c: c.advantage == "sum_then_norm"),
     Rule(
@@ -113,7 +115,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 COMMON: dict[str, frozenset[str]] = {
     "RL": frozenset(
-        "task algo model data valid out rewards guards policy_weight supervised_weight lora steps prompts_per_step "
+        "task algo model valid out rewards guards policy_weight supervised_weight lora steps prompts_per_step "
         "updates_per_collection epochs micro_batch lr lr_schedule weight_decay grad_clip valid_every valid_items save_every seed device "
         "workers max_minutes tracker probe_batches".split()  # one config serves a run and its --probe
     ),

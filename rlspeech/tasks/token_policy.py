@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -389,6 +389,13 @@ class TokenPolicy:
                 away = logp_of(other).masked_fill(~mask, 0.0)
             there, kl = away.sum(1), sampled_kl(here, away, here.detach()).sum(1)
         return Fit(here.sum(1), there, kl, mask.sum(1).float())
+
+    def references(self, prompts: list[Clip]) -> list[Sample]:
+        if lacking := [c.key for c in prompts if not self._has_reference(c)]:
+            raise LookupError(f"{lacking[0]} has no reference")
+        ids, mask = self._references(prompts)
+        rows = zip(prompts, ids, mask, strict=True)
+        return [replace(c.sample(c.target, self.sample_rate), tokens=i[m][:-1].numpy()) for c, i, m in rows]
 
     @torch.no_grad()
     def features(self, rollout: Rollout, rows: Tensor) -> Tensor:

@@ -1,0 +1,259 @@
+"""DPO: learn from pairs of stored, scored samples which of two outputs is the better one (arXiv 2305.18290). Nothing is rolled out.
+
+The textbook version: with l the log-likelihood of an output and r that under the reference, for a winner w and a loser l of one prompt
+
+    minimise  -log sigmoid(beta ((l_w - r_w) - (l_l - r_l))).
+
+The likelihood is the policy's (``types.FittingPolicy``): of tokens their log-probability; of an enhancer's output minus the squared error
+of the prediction that it is regressed on, from the same noise at the same time for both (Diffusion-DPO, arXiv 2311.12908). The reference
+are the weights that the run starts from.
+
+What is added: pairs come from rewards, composed as GRPO composes them (by spreads of all samples, not of a step's), or from fronts of them
+(``order`` "pareto"), and those that differ by less than ``margin`` are left out with their prompts. Controls learn from the same prompts:
+``loss`` "sft" from the winners alone, ``pairs`` "random" from any two, ``winner`` "reference" from what was recorded.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from rlspeech import log
+from rlspeech.algos.math import Advantage, micro_batches
+from rlspeech.algos.update import (
+    Columns,
+    Experience,
+    Further,
+    GradientSum,
+    JointScorer,
+    Judged,
+    Logged,
+    PolicyUpdate,
+    Specs,
+    flat_gradient,
+)
+from rlspeech.config import RL
+from rlspeech.data.audio import AudioError, load_audio
+from rlspeech.data.batches import Clip, ClipSource, with_utts
+from rlspeech.data.manifest import SAMPLE_SET, read_manifest
+from rlspeech.rewards.base import column_of, resolve
+from rlspeech.rewards.mix import centred, compose
+from rlspeech.scores import Row, read_scores
+from rlspeech.types import FittingPolicy, Rollout, Sample, UserError
+
+Pair = tuple[int | None, int]  # a winner and a loser of the set; None: the prompt's reference
+HINT = "rlspeech sample --help"
+
+
+class StoredSamples:
+    """The outputs of a folder of ``rlspeech sample``: rows, the prompt (M,) of each, which of them stopped by themselves.
+
+    Raises:
+        UserError: no such folder, or rows that are no samples.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / SAMPLE_SET).is_file():
+            raise UserError(f"{folder} holds no samples", f"there is no {SAMPLE_SET}", HINT)
+        self.rows = read_manifest(folder / "manifest.jsonl")
+        if bad := [u.id for u in self.rows if not isinstance(u.extra.get("prompt"), str)]:
+            raise UserError(f"{bad[0]} in {folder} names no prompt", "", f"rlspeech check {folder}")
+        self.keys, group = np.unique([u.extra["prompt"] for u in self.rows], return_inverse=True)
+        self.group = group.reshape(-1)
+        self.finished = torch.tensor([u.extra.get("finished") is not False for u in self.rows])
+
+    def scores(self, specs: Specs) -> Columns:
+        """Scores (M,) by name of the rewards with a weight, nan for null. Raises ``UserError``: there are none of one."""
+        found = dict[str, Row]()
+        for rows in read_scores(self.folder / "scores.jsonl").values():
+            for key, row in rows.items():
+                found[key] = {**found.get(key, {}), **row}
+        out, missing = Columns(), list[str]()
+        for name in (s.name for s in specs if s.weight):
+            column = name if any(name in row for row in found.values()) else resolve(name).column
+            values = [found.get(u.id, {}).get(column) for u in self.rows]
+            out[name] = np.array([v if isinstance(v, int | float) else np.nan for v in values], np.float64)
+            missing += [] if np.isfinite(out[name]).any() else [name]
+        if missing:
+            asked = " ".join(f"--reward {name}" for name in missing)
+            what = f"the samples in {self.folder} have no scores of {', '.join(missing)}"
+            raise UserError(what, "they are learnt from by their rewards", f"rlspeech reward {self.folder} {asked}")
+        return out
+
+    def sample(self, index: int, rate: int) -> Sample:
+        """An output as it was made, its sound only where it has neither tokens nor a text. Raises ``AudioError``."""
+        row, known = self.rows[index], self.rows[index].extra
+        tokens, text = known.get("tokens"), known.get("hypothesis")
+        silent = tokens is not None or text is not None
+        wav = np.zeros(0, np.float32) if silent else load_audio(row.audio_filepath, rate)
+        made = Sample(known["prompt"], wav, rate, None, row.text, {}, text, finished=bool(self.finished[index]))
+        made.tokens = None if tokens is None else np.array(tokens, np.int64)
+        return made
+
+
+class Chosen(NamedTuple):
+    """A prompt's pair: its clip, the winner and the loser."""
+
+    clip: Clip
+    winner: Sample
+    loser: Sample
+
+
+class DPO(PolicyUpdate):
+    """Preferences between stored samples.
+
+    Raises:
+        UserError: no samples, or none with scores; settings of rollouts.
+    """
+
+    name = "dpo"
+    requires: ClassVar[frozenset[str]] = frozenset({"fit"})
+
+    def check(self, config: RL) -> None:
+        if config.samples is None:
+            raise UserError("dpo learns from stored samples", "none are named", f"--samples FOLDER, made by {HINT}")
+        if config.supervised_weight and config.supervised_on == "sample":
+            raise UserError("dpo samples nothing", "supervised_on is sample", "--set supervised_on=mean")
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.stored = StoredSamples(Path(str(self.config.samples)))
+        self.pairs = self._pairs()
+        self.collections, self._now = 0, list[list[Chosen]]()
+
+    # -- pairs ---------------------------------------------------------------------------------------------------------
+
+    def advantage_of(self, rollout: Rollout, scores: Columns, specs: Specs, base: Columns | None = None) -> Judged:
+        """Composed rewards; no advantage is taken."""
+        cfg, done = self.config, rollout.finished
+        composed = compose(self.counted(scores, done), rollout.group.numpy(), specs, cfg.advantage).reward
+        reward = self.with_truncation(composed, done)
+        return reward, Advantage(torch.zeros(len(reward)), self.unscorable(reward, done), 0.0, 0, 0)
+
+    def _pairs(self) -> dict[str, list[Pair]]:
+        """Pairs by prompt; what is left out is said. Raises ``UserError``: too few scores, or not one pair."""
+        cfg, stored = self.config.dpo, self.stored
+        nothing = torch.zeros(len(stored.rows), 0)
+        whole = Rollout(torch.from_numpy(stored.group), nothing, nothing.bool(), [], None, stored.finished)
+        scores = stored.scores(self.specs)
+        reward, judged = self.advantage_of(whole, scores, [s for s in self.specs if s.weight])
+        if judged.unscorable > self.config.max_unscorable:
+            what = f"{judged.unscorable:.0%} of the samples in {stored.folder} have no score"
+            hint = f"rlspeech reward {stored.folder}, or rlspeech check {stored.folder}"
+            raise UserError(what, f"the limit is {self.config.max_unscorable:.0%}", hint)
+        away = centred(reward, stored.group)[0]
+        least = cfg.margin * float(np.sqrt(np.nanmean(away**2)))
+        found = dict[str, list[Pair]]()
+        for number, key in enumerate(stored.keys.tolist()):
+            rows = [int(i) for i in (stored.group == number).nonzero()[0] if np.isfinite(reward[i])]
+            front = _fronts(rows, scores, self.specs) if cfg.order == "pareto" else {i: -reward[i] for i in rows}
+            place = {i: (front[i], -reward[i]) for i in rows}
+            rows.sort(key=place.__getitem__)
+            most = len(rows) // 2 if cfg.pairs == "ranked" else min(1, len(rows) // 2)
+            far = ((w, x) for w, x in zip(rows[:most], rows[::-1], strict=False) if reward[w] - reward[x] >= least)
+            pairs: list[Pair] = [(w, x) for w, x in far if front[w] < front[x]]
+            if pairs and cfg.pairs == "random":
+                two = random.Random(f"{self.config.seed} {key}").sample(rows, 2)
+                pairs = [(two[0], two[1])]
+            if cfg.winner == "reference":
+                pairs = [(None, loser) for _, loser in pairs]
+            if pairs:
+                found[key] = pairs
+        count, kept = len(stored.keys), len(found)
+        self.kept = kept / max(1, count)
+        how = f"a margin of {cfg.margin:g} spreads" if cfg.margin else "a difference"
+        log.say(
+            f"{sum(map(len, found.values()))} pairs of {kept} of {count} prompts; {count - kept} have none with {how}"
+        )
+        if not found:
+            raise UserError("no two samples of a prompt differ enough", f"of {count} prompts", "--set dpo.margin=0")
+        return found
+
+    def select(self, source: ClipSource) -> ClipSource:
+        """The prompts that have pairs. Raises ``UserError``: none of them are left."""
+        utts = [u for u in source.utts if u.id in self.pairs]
+        if not utts:
+            raise UserError("no prompt to learn from is left", "all with pairs are held back", "--valid FILE")
+        return with_utts(source, utts)
+
+    # -- learning ------------------------------------------------------------------------------------------------------
+
+    def collect(self, prompts: list[Any], scorer: JointScorer, seed: int, further: Further | None = None) -> Experience:
+        """Read the stored pairs of the prompts; ``seed`` is that of what is drawn in fitting. Nothing is scored."""
+        nothing, seconds = Advantage(torch.zeros(0), 0.0, 0.0, 0, 0), {"rollout": 0.0, "reward": 0.0}
+        self._now, lost = [], 0
+        with self.phases.record(seconds):
+            self.phases.enter(self.phases.first)
+            for clip in prompts if self.config.policy_weight else ():
+                chosen = list[Chosen]()
+                for winner, loser in self.pairs.get(clip.key, ()):
+                    try:
+                        chosen.append(Chosen(clip, self._winner(clip, winner), self._sample(loser)))
+                    except (AudioError, LookupError):  # a file that was lost since, no reference: check names them
+                        lost += 1
+                self._now.append(chosen)
+        self.collections = seed
+        logged = {"dpo/kept": self.kept, "dpo/lost": float(lost)}
+        return Experience(None, {}, np.zeros(0), nothing, seconds, prompts, logged=logged)
+
+    def _sample(self, index: int) -> Sample:
+        return self.stored.sample(index, self.policy.sample_rate)
+
+    def _winner(self, clip: Clip, index: int | None) -> Sample:
+        return cast(FittingPolicy, self.policy).references([clip])[0] if index is None else self._sample(index)
+
+    def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, Logged]:
+        cfg, policy = self.config.dpo, cast(FittingPolicy, self.policy)
+        compares, grads, parts = cfg.loss == "dpo", GradientSum(self.zero()), list[Logged]()
+        normaliser = max(1.0, self.total(sum(len(self._now[i]) for i in prompts.tolist())))
+        for part in micro_batches(prompts, self.config.micro_batch):
+            chosen = [pair for i in part.tolist() for pair in self._now[i]]
+            if not chosen:
+                grads.count += 1
+                continue
+            n, clips = len(chosen), [c.clip for c in chosen]
+            outputs = [c.winner for c in chosen] + [c.loser for c in chosen if compares]
+            made = policy.fit(clips * (1 + compares), outputs, seed=self.collections, reference=compares)
+            each = made.logp / made.size.clamp_min(1)
+            row = {"pairs": float(n), "dpo/winner_logp": float(each[:n].detach().mean())}
+            loss = -each[:n] * (1.0 if cfg.loss == "sft" else cfg.sft_weight)
+            if compares:
+                assert made.reference is not None
+                shift = made.logp - made.reference
+                shift = shift / made.size.clamp_min(1) if cfg.length_normalised else shift
+                margin = cfg.beta * (shift[:n] - shift[n:])
+                loss = loss - logsigmoid(margin)
+                row |= {"dpo/loser_logp": float(each[n:].detach().mean()), "dpo/margin": float(margin.detach().mean())}
+                # at the first step all are 0: a half is right
+                right = (margin.detach() > 0).float() + 0.5 * (margin.detach() == 0)
+                row["dpo/accuracy"] = float(right.mean())
+                if made.kl is not None:
+                    row["kl"] = float(made.kl.detach().sum() / made.size.sum().clamp_min(1))
+            parts.append({**row, "dpo/loss": float(loss.detach().mean())})
+            grads.add(flat_gradient(loss.sum() / normaliser, policy.parameters()))
+        grads.join(self.ranks)
+        found = [row for own in self.ranks.gather(parts) for row in own]
+        weights = [row.pop("pairs") for row in found]
+        stats = {k: float(np.average([r[k] for r in found], weights=weights)) for k in (found[0] if found else ())}
+        return grads, {**stats, "dpo/pairs": sum(weights), "log_ratio_std": 0.0}
+
+
+def _fronts(rows: Sequence[int], scores: Columns, specs: Specs) -> dict[int, float]:
+    """Number of each row's Pareto front, 0 for those that no other is at least as good as in each reward and better in one."""
+    signs = [(scores[s.name], s.weight * (1 if column_of(s.name).higher_is_better else -1)) for s in specs if s.weight]
+    worth = {i: np.array([values[i] * np.sign(sign) for values, sign in signs]) for i in rows}
+    left, found = set(rows), dict[int, float]()
+    while left:
+        beaten = {i for i in left if any((worth[j] >= worth[i]).all() and (worth[j] > worth[i]).any() for j in left)}
+        number = len(set(found.values()))
+        found |= dict.fromkeys(left - beaten, number)
+        left = beaten
+    return found
