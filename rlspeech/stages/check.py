@@ -17,10 +17,11 @@ from pydantic import ValidationError
 
 from rlspeech import log
 from rlspeech.data.decode import TOLERANCE_S, AudioError, SoundInfo, regular_file, sound_info
-from rlspeech.data.manifest import ASIDE_NAMES, PATH_KEYS, RECIPE_NAME, holds_rows, scan
+from rlspeech.data.manifest import ASIDE_NAMES, PATH_KEYS, PROMPTS, RECIPE_NAME, SAMPLE_SET, holds_rows, scan
 from rlspeech.files import numbered_rows, object_or_reason, read_object
 from rlspeech.plugins import SCHEMAS, load
 from rlspeech.schema import load_yaml
+from rlspeech.scores import read_scores
 from rlspeech.settings import resolve
 from rlspeech.types import UserError, Utterance
 
@@ -178,7 +179,7 @@ def _text_problems(utt: Utterance) -> Iterator[str]:
 def _audio_problems(utt: Utterance) -> Iterator[str]:
     for key in PATH_KEYS:
         value = getattr(utt, key)
-        if value is None:
+        if value is None or (key == "audio_filepath" and utt.extra.get("tokens") == []):
             continue
         try:
             info = (sound_info if key in {"audio_filepath", "target_filepath"} else regular_file)(value)
@@ -191,7 +192,7 @@ def _audio_problems(utt: Utterance) -> Iterator[str]:
             if info.promised_s > there + TOLERANCE_S:
                 yield f"{key} is truncated: its header promises {info.promised_s:.2f} s, it holds {there:.2f}"
             if key == "target_filepath":
-                if claimed > there + TOLERANCE_S:
+                if claimed > there + TOLERANCE_S and "draw" not in utt.extra:
                     yield f"the reference has {there:.2f} s, the row {claimed:.2f}"
                 continue
             if info.sample_rate != utt.sample_rate:
@@ -365,9 +366,39 @@ def check_run(path: Path) -> Findings:
     for name, check in (("metrics.jsonl", check_metrics), ("scores.jsonl", check_scores)):
         if (path / name).is_file():
             check(path / name, found)
+    if stage == "sample":
+        _samples(path, found)
     if stage in {"pretrain", "rl"}:
         _checkpoints(path / "checkpoints", found, steps)
     return found
+
+
+def _samples(path: Path, found: Findings) -> None:
+    """Stored samples: every prompt and output there, as many outputs as said, and all scored where any is."""
+    prompts, manifest, draws = path / PROMPTS, path / "manifest.jsonl", found.read(path / SAMPLE_SET, needed=True)
+    for file in (prompts, manifest):
+        if not file.is_file():
+            found.add(path, None, f"{file.name} is missing")
+            return
+        part = _manifest(file)
+        found.problems += part.problems
+        found.facts |= {f"{file.stem}: {k}": part.facts[k] for k in ("rows", "hours")}
+    made, known = Counter[str](), {u.id for _, u in scan(prompts) if not isinstance(u, str)}
+    rows = [(line, u) for line, u in scan(manifest) if not isinstance(u, str)]
+    for line, utt in rows:
+        made[prompt := str(utt.extra.get("prompt"))] += 1
+        if prompt not in known:
+            found.add(manifest, line, f"{utt.id}: its prompt {prompt} is not in {PROMPTS}")
+    for prompt in sorted(known):
+        if made[prompt] < (wanted := draws.get("draws", 1)):
+            found.add(
+                manifest, None, f"{prompt} has {made[prompt]} of {wanted} outputs: the same sample command goes on"
+            )
+    scored = {key for of in read_scores(path / "scores.jsonl").values() for key in of}
+    lacking = [utt.id for _, utt in rows if utt.id not in scored]
+    if scored and lacking:
+        found.add(path / "scores.jsonl", None, f"{len(lacking)} outputs have no scores, {lacking[0]} is one")
+    found.facts["outputs with scores"] = len(rows) - len(lacking)
 
 
 def _checkpoints(folder: Path, found: Findings, steps: int | None) -> None:

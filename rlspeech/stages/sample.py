@@ -71,7 +71,7 @@ def run(config: SampleSet) -> dict[str, Any]:
     facts = {"task": config.task, "model": config.model, "weights": fingerprint(config.model, config.task)}
     facts |= {"draws": config.draws, "data": config.data}
     engine = Engine(config.device, "fp32", config.seed)
-    with Run.create(config.out, "sample", config, neutral=("batch", "limit", "data")) as folder, Watchdog() as dog:
+    with Run.create(config.out, "sample", config, neutral=("batch", "limit")) as folder, Watchdog() as dog:
         before = read_object(folder.path / SAMPLE_SET)
         if before.get("weights", facts["weights"]) != facts["weights"]:
             raise UserError(f"{folder.path} holds samples of other weights", f"{config.model} has changed", "--out NEW")
@@ -219,7 +219,8 @@ def _output(folder: Path, prompt: Utterance, key: str, draw: int, sample: Sample
     else:
         row.audio_filepath = str(folder / "audio" / f"{key}.flac")
         row.duration, row.sample_rate = len(sample.wav) / sample.sample_rate, sample.sample_rate
-        save_audio(row.audio_filepath, sample.wav, sample.sample_rate)
+        if len(sample.wav):  # nothing said has no file
+            save_audio(row.audio_filepath, sample.wav, sample.sample_rate)
     if sample.target is not None:
         row.target_filepath = prompt.target_filepath or prompt.prompt_filepath or prompt.audio_filepath
     if sample.tokens is not None:

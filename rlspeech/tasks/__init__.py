@@ -110,8 +110,7 @@ def _under(own: Any, config: RL, key: str) -> Any:
 
 
 def _filled(config: RL, task: Task) -> RL:
-    own = {**task.rl_defaults, **(task.diffro_defaults if config.algo == "diffro" else {})}
-    made = config.model_copy(update={k: _under(v, config, k) for k, v in own.items()})
+    made = config.model_copy(update={k: _under(v, config, k) for k, v in task.defaults(config.algo).items()})
     if config.algo != "dpo" or config.samples is None:
         return made
     folder, valid = Path(config.samples), config.valid

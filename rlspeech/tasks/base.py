@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlspeech.config import RL, Evaluate, Exploration, Pretrain, RewardSpec
+from rlspeech.config import DPO, RL, Evaluate, Exploration, Pretrain, RewardSpec
 from rlspeech.data import batches
 from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip, ClipSource, Keys, Videos
@@ -66,6 +66,7 @@ class Task:
     relaxes: ClassVar[bool] = False  # True where the output can be differentiated, so that DiffRO can train it
     climbs: ClassVar[tuple[str, ...]] = ()  # what metrics begin with that are what DiffRO climbs, as it is measured
     diffro_defaults: ClassVar[dict[str, Any]] = {}  # of DiffRO alone
+    dpo_defaults: ClassVar[dict[str, Any]] = {}  # of DPO alone
     diffro_guards: ClassVar[dict[str, float | None]] = {}  # of DiffRO, beside the others, with how far they may drop
     published: ClassVar[Exploration | None] = None  # the paper's, for ``rl --probe``; None: tokens are sampled
 
@@ -165,6 +166,10 @@ class Task:
 
     # -- reinforcement -------------------------------------------------------------------------------------------------
 
+    def defaults(self, algo: str) -> dict[str, Any]:
+        """Settings of ``RL`` that are the task's own under an algorithm where none are given."""
+        return self.rl_defaults | {"diffro": self.diffro_defaults, "dpo": self.dpo_defaults}.get(algo, {})
+
     def policy(self, adapted: Any, config: RL, explore: Any = None) -> Any:
         """The model as a policy (``types.Policy``)."""
         raise NotImplementedError
@@ -206,6 +211,8 @@ class EnhancementTask(Task):
     relaxes = True
     climbs = SOFT
     diffro_defaults: ClassVar[dict[str, Any]] = {"group": 1, "kl_beta": 0.1, "lr": 3e-4}
+    # likelihoods are squared errors of so many elements that their sum would decide every pair at once
+    dpo_defaults: ClassVar[dict[str, Any]] = {"dpo": DPO(beta=500.0, length_normalised=True)}
     diffro_guards: ClassVar[dict[str, float | None]] = {
         **{"pesq_wb": 0.1, "estoi": 0.02},
         **{"dnsmos_p808": None, "lsd": None, "speaker_similarity": None},  # beside what is not climbed

@@ -142,9 +142,7 @@ def check_owners(config: BaseModel, task: Any, filled: Any = None, *, own: bool 
         UserError: such a setting, with what it belongs to and how to leave it out.
     """
     name, spare = type(config).__name__, list[str]()
-    alone = getattr(config, "algo", "") == "diffro"
-    own_defaults = {**task.rl_defaults, **(task.diffro_defaults if alone else {})} if name == "RL" else {}
-    given = dict(_given(config, own_defaults))
+    given = dict(_given(config, task.defaults(config.algo) if name == "RL" else {}))  # type: ignore[attr-defined]
     rules = RULES.get(name, ())
     for key, default in given.items():
         for rule in rules:
