@@ -49,6 +49,8 @@ MINUTES = "stop after this many minutes, validate and save"
 Tuned = Literal["flowse", "avse", "asr", "tts"]  # that rl and eval take, the default first
 Enhancement = Literal["flowse", "avse"]  # tasks that enhance, the default first
 Video = Literal["right", "shuffled", "none"]  # shuffled: another utterance's, the control; none: hidden
+Online = Literal["grpo", "ppo", "awr", "diffro", "grpo+diffro"]
+Algo = Literal[Online, "dpo"]
 Tracker = Literal["auto", "none", "tensorboard", "wandb"]
 Trackers = Annotated[list[Tracker], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
 TRACKERS = "where curves go besides metrics.jsonl, one or a list; auto: TensorBoard where it is installed; wandb: Weights & Biases (WANDB_MODE=offline keeps it local)"
@@ -176,6 +178,12 @@ class PPO(Strict):
     value_hidden: Size = 64
 
 
+class AWR(Strict):
+    """Advantage-weighted regression (``algos/awr.py``; AdvantageFlow, arXiv 2605.26013)."""
+
+    repulsion: NonNegative = conf(1.0, "weight of outputs below their group's mean, which are pushed away; 0: left out")
+
+
 class DiffRO(Strict):
     """Differentiable reward optimisation (``algos/diffro.py``; arXiv 2507.05911); temperature, hardness and weights are not given there."""
 
@@ -225,7 +233,7 @@ class RL(Strict):
     """``rlspeech rl``."""
 
     task: Tuned | OwnTask = conf("flowse", TASK)
-    algo: Literal["grpo", "ppo", "diffro", "grpo+diffro", "dpo"] = conf("grpo", "how the policy is trained")
+    algo: Algo = conf("grpo", "how the policy is trained")
     model: str = conf("embedded", "checkpoint or run folder to start from, or 'embedded'")
     data: str | None = conf(None, "manifest or mixture recipe (default: the embedded corpus)")
     valid: str | None = conf(None, "paired manifest of the validations (default: held back from the data)")
@@ -242,6 +250,7 @@ class RL(Strict):
     explore: Exploration = Exploration()
     sampling: Sampling = Sampling()
     ppo: PPO = PPO()
+    awr: AWR = AWR()
     diffro: DiffRO = DiffRO()
     dpo: DPO = DPO()
     policy_weight: NonNegative = conf(1.0, "weight of the policy loss; 0 with a supervised weight: control without RL")

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from rlspeech.algos.awr import AWR
 from rlspeech.algos.diffro import DiffRO, GRPODiffRO
 from rlspeech.algos.dpo import DPO
 from rlspeech.algos.grpo import GRPO
@@ -22,12 +23,7 @@ def get_algorithm(
     config: RL, policy: Policy, optimizer: Optimizer, ranks: Ranks | None = None, soft: SoftReward | None = None
 ) -> PolicyUpdate:
     """The algorithm that ``config.algo`` names. ``soft`` is the differentiable reward of those that have one. Raises as they do."""
-    known: dict[str, Any] = {
-        "grpo": GRPO,
-        "diffro": DiffRO,
-        "grpo+diffro": GRPODiffRO,
-        "dpo": DPO,
-        "ppo": PPO[config.ppo.form],
-    }
+    known: dict[str, Any] = {"grpo": GRPO, "awr": AWR, "dpo": DPO, "ppo": PPO[config.ppo.form]}
+    known |= {"diffro": DiffRO, "grpo+diffro": GRPODiffRO}
     options = {"soft": soft} if "diffro" in config.algo else {}
     return known[config.algo](config, policy, optimizer, ranks, **options)

@@ -38,7 +38,7 @@ from rlspeech.config import RL, RewardSpec
 from rlspeech.data.batches import ClipSource
 from rlspeech.engine import Columns, Phases, Ranks
 from rlspeech.rewards.mix import to_arrays
-from rlspeech.types import Policy, Rollout, Sample, Score, SupervisedPolicy, UserError
+from rlspeech.types import LogProb, Policy, Rollout, Sample, Score, SupervisedPolicy, UserError
 
 RATIO_TOLERANCE = 1e-3
 # logged as nan where no micro-batch had anything to learn
@@ -83,6 +83,7 @@ class Experience:
     logged: Logged = field(default_factory=dict)  # further numbers; ``update`` returns them with its own
     extra: dict[str, Tensor] = field(default_factory=dict)  # what the algorithm keeps for its updates
     updates: int = 0  # of the optimiser so far; before the first one the ratio is 1
+    seed: int = 0  # of its noise
 
     def take(self, mine: Tensor, reward: np.ndarray, advantage: Advantage) -> None:
         """Keep the own rows (n,) of all processes' rewards (N,) and advantages, and log what those are like."""
@@ -254,6 +255,7 @@ class PolicyUpdate(ABC):
             self.phases.enter("update")  # what follows may ask the policy again
             scores, reward = self.values(made), np.zeros(0)
             experience = Experience(made.rollout, scores, reward, nothing, seconds, made.prompts, made.base, logged)
+            experience.seed = seed
             self.assign_credit(experience, made.rollout)
         self.check_scorable(made.columns, experience.advantage.unscorable)
         experience.logged.update(getattr(self.policy, "notes", {}) if prompts else {})
@@ -356,10 +358,9 @@ class PolicyUpdate(ABC):
             if not mask[device_rows].any() or not (signal or with_kl):
                 grads.count += 1
                 continue
-            new = self.policy.log_prob(rollout, rows, with_kl=with_kl)
+            new, old = self.evaluate(experience, rows, with_kl=with_kl)
             worth = advantage[rows].to(new.logp.device)
-            old, counts = rollout.logp[device_rows], mask[device_rows]
-            made = policy_loss(new, old, counts, worth, normaliser=normaliser, **form)
+            made = policy_loss(new, old, mask[device_rows], worth, normaliser=normaliser, **form)
             if not experience.updates:
                 self._check(made)
             grads.add(flat_gradient(made.loss, self.policy.parameters()), agrees=signal)
@@ -374,6 +375,11 @@ class PolicyUpdate(ABC):
         merged = {k: float(np.average([s[k] for s in stats], weights=weights)) for k in stats[0]}
         merged["log_ratio_std"] = max(0.0, merged.pop("square") - merged.pop("mean") ** 2) ** 0.5
         return grads, {**merged, "ratio_max_gap": max(s["ratio_max_gap"] for s in stats)}
+
+    def evaluate(self, experience: Experience, rows: Tensor, *, with_kl: bool = False) -> tuple[LogProb, Tensor]:
+        """What is made likelier of some rows (n,), now, and its log-probabilities (n, S) when they were made."""
+        rollout = cast(Rollout, experience.rollout)
+        return self.policy.log_prob(rollout, rows, with_kl=with_kl), rollout.logp[rows.to(rollout.logp.device)]
 
     def zero(self) -> Tensor:
         """A gradient (P,) of nothing."""

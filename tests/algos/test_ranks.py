@@ -25,6 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     "batch": {"algo": "grpo", "group": 4, "rewards": BATCH, "advantage_std": "batch", "loss_mean": "sequence"},
     "relative": {"ppo": {"whiten": True, "kl_in": "advantage"}, "rewards": BATCH, "kl_beta": 0.1, "group": 2},
     "critic": {"ppo": CRITIC, "rewards": BATCH, "kl_beta": 0.1, "group": 2, "epochs": 2},
+    "awr": {"algo": "awr", "group": 4, "rewards": BATCH, "kl_beta": 0.01, "clip_range": "auto"},
     "supervised": {"algo": "grpo", "group": 4, "supervised_weight": 0.1},
 }
 

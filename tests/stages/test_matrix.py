@@ -23,7 +23,7 @@ from rlspeech.types import UserError
 
 pytestmark = pytest.mark.slow
 TASKS = ("flowse", "avse", "asr", "tts")
-FORMS: dict[str, dict[str, Any]] = {algo: {"algo": algo} for algo in ("grpo", "diffro", "grpo+diffro")}
+FORMS: dict[str, dict[str, Any]] = {algo: {"algo": algo} for algo in ("grpo", "awr", "diffro", "grpo+diffro")}
 FORMS |= {f"ppo-{form}": {"algo": "ppo", "ppo": PPO(form=form)} for form in ("relative", "critic")}
 REFUSED = {("asr", "diffro"), ("asr", "grpo+diffro")}
 SUPPORTED = [(t, f) for t in TASKS for f in FORMS if (t, f) not in REFUSED]

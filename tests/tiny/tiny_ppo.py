@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rlspeech.algos import get_algorithm
 from rlspeech.config import PPO, RL, RewardSpec
 from rlspeech.data.batches import Clip
-from rlspeech.types import LogProb, Rollout, Sample, Score
+from rlspeech.types import Fit, LogProb, Rollout, Sample, Score
 
 GOAL = torch.tensor([1.5, -0.5, 0.8])
 NAME = "si_sdr"  # a column of the registry, for its direction
@@ -27,7 +27,7 @@ class Toy:
     """x = theta + sigma eps (N, S, 3). The reference is where it started."""
 
     sample_rate = 16000
-    supports = frozenset({"sample", "base", "critic", "supervised", "supervised_sample"})
+    supports = frozenset({"sample", "base", "critic", "supervised", "supervised_sample", "fit"})
 
     def __init__(self, sigma: float = 0.5, steps: int = 1, lie: float = 0.0) -> None:
         self.theta, self.reference = nn.Parameter(torch.zeros(3)), torch.zeros(3)
@@ -69,6 +69,14 @@ class Toy:
         moved = (0.5 * ((self.theta - self.reference) / self.sigma).square()).expand(len(rows), self.steps, 3)
         kl, other = (moved.sum(2), moved.mean(2)) if with_kl else (None, None)
         return LogProb(logp, kl, torch.zeros_like(logp).detach(), torch.ones(self.steps), torch.ones(self.steps), other)
+
+    def fit(self, prompts: list[Clip], samples: list[Sample], *, seed: int, reference: bool = True) -> Fit:
+        """Of one step ``log_prob``."""
+        x = torch.from_numpy(np.stack([s.wav[:3] for s in samples]))[:, None]
+        there = -0.5 * ((x - self.reference) / self.sigma).square().sum((1, 2))
+        kl = (0.5 * ((self.theta - self.reference) / self.sigma).square().sum()).expand(len(x))
+        both = (there, kl) if reference else (None, None)
+        return Fit(self._logp(x)[:, 0], *both, torch.full((len(x),), 3.0))
 
     def base(self, batch: list[Clip]) -> list[Sample]:
         self.based.append([c.key for c in batch])
