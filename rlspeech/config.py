@@ -246,6 +246,11 @@ class RL(Strict):
         [],
         "metric to watch; a fall beyond MAX_DROP stops the run, or with :hold is weighed in so that it stays within (every rollout is then scored by it); NAME?: if it can be computed; repeatable; []: none",
     )
+    weights: Literal["fixed", "agreement"] = conf(
+        "fixed",
+        "agreement: the weight of each further reward times the cosine of its gradient with the first one's, 0 where they oppose (GA-AF)",
+    )
+    weights_every: Count = conf(10, "agreement: steps between two measurements, each a gradient of every reward")
     hold: Hold = Hold()
     explore: Exploration = Exploration()
     sampling: Sampling = Sampling()
@@ -308,6 +313,7 @@ class RL(Strict):
     device: str = conf("auto", DEVICE)
     workers: Workers = conf(2, "processes for CPU rewards")
     probe_batches: int = conf(16, "--probe: independent gradients per setting", ge=4)
+    probe_algos: list[Algo] = conf([], "--probe: algorithms to compare, with the first one's gradient; []: algo alone")
     probe_settings: list[Exploration] = conf([], "--probe: explorations to compare; []: own, neighbours and published")
     max_minutes: Positive | None = conf(None, MINUTES)
     tracker: Trackers = conf(["auto"], TRACKERS)

@@ -22,7 +22,7 @@ were dropped for, both gradients' sizes and their cosine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -75,9 +75,9 @@ class _Soft(PolicyUpdate):
     def __init__(self, *given: Any, soft: SoftReward | None = None) -> None:
         super().__init__(*given)
         if soft is None and self.config.policy_weight:
-            why = "none was given: --probe compares sampled rewards only"
+            why = "none was given"
             raise UserError(f"{self.name} needs a differentiable reward", why, "--algo grpo")
-        self.soft, self.collections = soft, 0
+        self.soft = soft
 
     @property
     def tau(self) -> float:
@@ -85,19 +85,6 @@ class _Soft(PolicyUpdate):
         cfg = self.config.diffro
         end = cfg.tau if cfg.tau_end is None else cfg.tau_end
         return float(cfg.tau * (end / cfg.tau) ** min(1.0, self.collections / max(1, self.config.steps - 1)))
-
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "collections": self.collections}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        super().load_state(state)
-        self.collections = int(state.get("collections", 0))
-
-    def update(self, experience: Experience, *, lr: float) -> dict[str, float]:
-        """Update as ``PolicyUpdate.update``, then move the temperature on."""
-        out = super().update(experience, lr=lr)
-        self.collections += 1
-        return out
 
     def note_kept(self, experience: Experience, rollout: Rollout, wanted: Tensor, *, drop: bool = True) -> Tensor:
         """Rows (N,) bool that DiffRO sees: those wanted, without the unfinished and the looping ones; kept and logged."""

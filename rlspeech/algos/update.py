@@ -44,6 +44,7 @@ RATIO_TOLERANCE = 1e-3
 # logged as nan where no micro-batch had anything to learn
 NOT_EVALUATED = ("ratio_mean", "ratio_max_gap", "kl_old", "clipped_positive", "clipped_negative", "kl")
 WORST = frozenset({"ratio_max_gap"})  # logged as the largest of the updates, the rest as means
+FACTOR_KEPT = 0.7  # of a weight's factor when it is measured anew, as in GA-AF
 ROUND = 1_000_003  # between the seeds of a collection's further draws
 Further = Callable[[int], list[Any]]
 Specs = Sequence[RewardSpec]
@@ -139,7 +140,8 @@ class PolicyUpdate(ABC):
             raise UserError(what, why, "--set dynamic_sampling=0")
         self.config, self.policy, self.optimizer, self.ranks = config, policy, optimizer, ranks or Ranks()
         self.clip_range = float("inf") if config.clip_range == "auto" else float(config.clip_range)
-        self.checked = False
+        self.checked, self.collections = False, 0
+        self.factors: dict[str, float] = {}  # of the weights of further rewards (``weights`` agreement)
         self.held: Mapping[str, float] = {g.name: 0.0 for g in config.guards if g.hold}  # multipliers
         if config.kl_target is not None and not (config.kl_beta and hasattr(policy, "adapted")):
             why = "with kl_beta 0 no KL is measured" if hasattr(policy, "adapted") else "it has no attribute adapted"
@@ -163,7 +165,8 @@ class PolicyUpdate(ABC):
         Held guards are scaled by their spread in the group, which is what can be chosen from; lambda 1 weighs as all rewards together.
         """
         size, whole = 1 + sum(self.held.values()), sum(abs(spec.weight) for spec in self.config.rewards)
-        own = [spec.model_copy(update={"weight": spec.weight / size}) for spec in self.config.rewards]
+        weights = [s.weight * self.factors.get(s.name, 1.0) / size for s in self.config.rewards]
+        own = [s.model_copy(update={"weight": w}) for s, w in zip(self.config.rewards, weights, strict=True)]
         return own + [RewardSpec(name=n, weight=whole * by / size, scale="group") for n, by in self.held.items()]
 
     @abstractmethod
@@ -228,12 +231,14 @@ class PolicyUpdate(ABC):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: plain numbers and tensors."""
-        return {"clip_range": None if self.clip_range == float("inf") else self.clip_range, "checked": self.checked}
+        made = {"clip_range": None if self.clip_range == float("inf") else self.clip_range, "checked": self.checked}
+        return {**made, "collections": self.collections, "factors": dict(self.factors)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what ``state`` gave."""
         self.clip_range = float("inf") if state["clip_range"] is None else float(state["clip_range"])
-        self.checked = bool(state.get("checked", False))
+        self.checked, self.collections = bool(state.get("checked", False)), int(state.get("collections", 0))
+        self.factors = {str(k): float(v) for k, v in (state.get("factors") or {}).items()}
 
     # -- collecting ----------------------------------------------------------------------------------------------------
 
@@ -256,6 +261,8 @@ class PolicyUpdate(ABC):
             scores, reward = self.values(made), np.zeros(0)
             experience = Experience(made.rollout, scores, reward, nothing, seconds, made.prompts, made.base, logged)
             experience.seed = seed
+            if self.config.weights == "agreement":
+                self.weigh(experience, made.rollout)
             self.assign_credit(experience, made.rollout)
         self.check_scorable(made.columns, experience.advantage.unscorable)
         experience.logged.update(getattr(self.policy, "notes", {}) if prompts else {})
@@ -290,6 +297,43 @@ class PolicyUpdate(ABC):
         what = f"{100 * unscorable:.0f} % of the rollouts could not be scored (limit {100 * cfg.max_unscorable:.0f} %)"
         raise UserError(what, f"most often: {common}", "rlspeech doctor, or rlspeech reward on the run's samples/")
 
+    # -- weights -------------------------------------------------------------------------------------------------------
+
+    def weigh(self, experience: Experience, rollout: Rollout) -> None:
+        """Measure, every ``weights_every`` collections, what the weights of further rewards are multiplied by; log it.
+
+        The factor is max(0, cosine of the gradients of this reward alone and of the first alone), an exponential mean of what was measured:
+        the gate of GA-AF (github.com/spzhang7/GA-AF-FlowSE), whose cap is the configured weight. A reward without a gradient keeps its own.
+        """
+        if self.collections % self.config.weights_every == 0:
+            rows, mine, (scores, base) = self.rows(experience, rollout)
+            worth = {}
+            for spec in self.config.rewards:
+                alone = spec.model_copy(update={"weight": math.copysign(1.0, spec.weight)})
+                worth[spec.name] = self.advantage_of(rows, scores, [alone], base)[1].value[mine]
+            (_, first), *others = self.reward_gradients(experience, worth).items()
+            for name, gradient in others:
+                cosine = experience.logged[f"agreement/{name}"] = agreement([first, gradient])
+                if not math.isnan(cosine):
+                    before = self.factors.get(name, max(0.0, cosine))
+                    self.factors[name] = FACTOR_KEPT * before + (1 - FACTOR_KEPT) * max(0.0, cosine)
+        experience.logged.update({f"weight/{spec.name}": spec.weight for spec in self.specs})
+
+    def reward_gradients(self, experience: Experience, advantages: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gradient (P,) of all processes' surrogate at the weights that acted, without KL, by column of advantages (N,) or (N, S)."""
+        rollout, totals = cast(Rollout, experience.rollout), {name: self.zero() for name in advantages}
+        mask, parameters = self.counting(rollout), self.policy.parameters()
+        count = max(1.0, self.total(float(mask.sum())))
+        for part in micro_batches(torch.unique(rollout.group), self.config.micro_batch):
+            rows = rows_of(rollout, part)
+            logp = self.evaluate(experience, rows)[0].logp
+            for name, advantage in advantages.items():
+                mine = advantage.view(len(advantage), -1)[rows, : logp.shape[1]].to(logp.device)
+                loss = -(logp * mask[rows.to(mask.device)] * mine).sum() / count
+                totals[name] += flat_gradient(loss, parameters, keep_graph=True)
+        self.ranks.add_up(*totals.values())
+        return totals
+
     # -- updating ------------------------------------------------------------------------------------------------------
 
     def update(self, experience: Experience, *, lr: float) -> dict[str, float]:
@@ -307,6 +351,7 @@ class PolicyUpdate(ABC):
             for share in shares * cfg.epochs:
                 rows.append(self.step(experience, share))
                 experience.updates += 1
+        self.collections += 1
         out = dict(experience.logged)
         for name in dict.fromkeys(k for row in rows for k in row):
             values = [row[name] for row in rows if name in row and not np.isnan(row[name])]

@@ -1,14 +1,19 @@
-"""``rlspeech rl --probe``: measure whether candidate settings learn, before a long run.
+"""``rlspeech rl --probe``: measure whether candidate settings and algorithms learn, before a long run.
 
     rlspeech rl --probe --reward pesq_wb --reward estoi --model runs/base --data mix.json
+    rlspeech rl --probe --set probe_algos=[grpo,awr,diffro] --model runs/base --data mix.json
 
 A policy gradient is signal plus noise: of the exploration (too many dimensions for the rollouts), of the reward (its gradient
 differs from clip to clip). Both show in the mean pairwise cosine of independent gradients at the starting point, from disjoint prompts
 and noise: 0 means no common direction, and no learning rate makes one. All rewards and guards are judged from the same rollouts.
+
+Of an algorithm it is the direction of its update from the same prompts and seeds, and what a gradient costs in seconds; the cosine with
+the first one's is that of both means over all gradients, so noise lowers it.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -21,8 +26,8 @@ from torch import Tensor
 
 from rlspeech import log
 from rlspeech.algos import get_algorithm
-from rlspeech.algos.math import critical_batch, micro_batches
-from rlspeech.algos.update import flat_gradient, rows_of
+from rlspeech.algos.math import critical_batch
+from rlspeech.algos.update import PolicyUpdate, agreement
 from rlspeech.config import RL, Exploration
 from rlspeech.config_parts import Sampling
 from rlspeech.data.batches import batches, with_video
@@ -36,7 +41,7 @@ from rlspeech.stages.rl import make_scorer
 from rlspeech.stats import Interval, pairwise_cosine
 from rlspeech.tasks import complete, get_task
 from rlspeech.tasks.base import Task
-from rlspeech.types import Policy, Rollout, UserError
+from rlspeech.types import UserError
 
 Setting = Exploration | Sampling
 Agreement = dict[str, tuple[Interval, float]]
@@ -78,22 +83,35 @@ def run(config: RL) -> dict[str, Any]:
     adapted = Adapted(model, config.lora)
     train, _ = task.data(config, model)
     clip_s = 0.0 if task.transcribed else config.clip_s
-    settings = candidates(config, task)
+    settings, algos = candidates(config, task), config.probe_algos or [config.algo]
+    if config.probe_algos and not config.probe_settings:
+        settings = settings[:1]
     asked = zlib.crc32(config.model_dump_json(exclude={"out", "probe_settings"}).encode())
     path = Path(config.out) / "probe.json" if config.out else None
-    rows = _known(path, asked, settings)
+    rows = [] if len(algos) > 1 else _known(path, asked, settings)  # their gradients are compared
     summary: dict[str, Any] = {"prompts": config.prompts_per_step, "group": config.group}
     summary |= {"gradients": config.probe_batches, "asked": asked, "rows": rows}
-    whole, done = (len(some) * config.probe_batches for some in (settings, rows))
+    whole, done = len(settings) * len(algos) * config.probe_batches, len(rows) * config.probe_batches
+    first: Tensor | None = None
     judge = make_scorer(config, str(engine.device), guards=watched)
     with judge as scorer, log.progress(whole, "probe", "gradients", start=done) as bar:
         try:
-            for setting in settings[len(rows) :]:
-                policy = task.policy(adapted, config, setting if isinstance(setting, Exploration) else None)
+            for setting, name in itertools.product(settings[len(rows) :], algos):
+                # one that follows a gradient has no use for a group
+                sizes = {"group": task.diffro_defaults.get("group", config.group)} if name == "diffro" else {}
+                own = config.model_copy(update={"algo": name, **(sizes if config.probe_algos else {})})
+                policy = task.policy(adapted, own, setting if isinstance(setting, Exploration) else None)
+                soft = task.soft_reward(own, engine.device) if "diffro" in name else None
+                algo = get_algorithm(own, policy, torch.optim.SGD(policy.parameters(), 0.0), soft=soft)
                 # every setting gets the same prompts
                 feed = batches(train, config.prompts_per_step, clip_s, seed=config.seed)
-                found, rate = _measure(config, policy, scorer, feed, bar)
-                row = {"setting": label(setting), _kind(setting): setting.model_dump(mode="json")}
+                found, rate, mean = _measure(algo, scorer, feed, bar)
+                row: dict[str, Any] = {"setting": label(setting), _kind(setting): setting.model_dump(mode="json")}
+                if config.probe_algos:
+                    first = mean if first is None else first
+                    row |= {"algo": name, "cosine": agreement([first, mean]) if mean is not first else 1.0}
+                    row |= {"rollouts": own.prompts_per_step * own.group}
+                    row["seconds"] = row["rollouts"] / rate
                 rows.append({**row, "rollouts_per_s": rate, **found})
                 if path is not None:
                     write_json(path, summary)
@@ -120,18 +138,31 @@ def _known(path: Path | None, asked: int, settings: Sequence[Setting]) -> list[d
 def _show(config: RL, rows: Sequence[dict[str, Any]]) -> None:
     if not rows:
         return
-    names = [k for k in rows[0] if k not in {"setting", "explore", "sampling", "rollouts_per_s"}]
-    size = f"{config.probe_batches} gradients of {config.prompts_per_step} x {config.group} rollouts"
-    cells = [[r["setting"], f"{r['rollouts_per_s']:.1f}", *(_cell(r[n]) for n in names)] for r in rows]
-    note = "0: the gradients have no common direction, the run would wander; (n): prompts a step at which it is half signal"
-    title = f"agreement of {size}: mean pairwise cosine (95 %)"
-    log.table(title, ["exploration", "rollouts/s", *names], cells, [note])
+    names = list(dict.fromkeys(k for r in rows for k, v in r.items() if isinstance(v, dict) and "mean" in v))
+    size, several = f"{config.prompts_per_step} x {config.group} rollouts", bool(config.probe_algos)
+    cells = []
+    for r in rows:
+        costs = [f"{r['cosine']:.2f}", str(r["rollouts"]), f"{r['seconds']:.1f}"] if several else []
+        cells.append([r[k] for k in ("algo", "setting") if k in r] + (costs or [f"{r['rollouts_per_s']:.1f}"]))
+        cells[-1] += [_cell(r[n]) if n in r else "" for n in names]
+    notes = [
+        "0: the gradients have no common direction, the run would wander; (n): prompts a step at which it is half signal"
+    ]
+    head = ["exploration", "rollouts/s", *names]
+    if several:
+        size, head = (
+            f"{config.prompts_per_step} prompts",
+            ["algorithm", "exploration", "cosine", "rollouts", "s", *names],
+        )
+        notes.append(f"cosine: of the mean gradient with that of {rows[0]['algo']}; rollouts, s: of one gradient")
+    log.table(
+        f"agreement of {config.probe_batches} gradients of {size}: mean pairwise cosine (95 %)", head, cells, notes
+    )
 
 
-def _measure(config: RL, policy: Any, scorer: Scorer, feed: Any, bar: Any) -> tuple[dict[str, Any], float]:
-    """Agreement of the gradients by reward: the cosine with its interval and the critical number of prompts; and rollouts a second."""
-    algo = get_algorithm(config, policy, torch.optim.SGD(policy.parameters(), 0.0))
-    grads: dict[str, list[torch.Tensor]] = {}
+def _measure(algo: PolicyUpdate, scorer: Scorer, feed: Any, bar: Any) -> tuple[dict[str, Any], float, Tensor]:
+    """Agreement of the gradients by reward: the cosine with its interval and the critical prompts; rollouts a second; the mean (P,)."""
+    config, grads = algo.config, dict[str, list[Tensor]]()
     started, rollouts = time.monotonic(), 0
     for k in range(config.probe_batches):
         experience = algo.collect(with_video(next(feed)[0], config.video), scorer, seed=k + 1)
@@ -140,18 +171,21 @@ def _measure(config: RL, policy: Any, scorer: Scorer, feed: Any, bar: Any) -> tu
             raise UserError("nothing to probe", "policy_weight is 0: nothing is sampled", "--set policy_weight=1")
         rollouts += len(rollout.samples)
         columns = {"all": experience.advantage.value}
-        for name in experience.scores:
+        if "diffro" in config.algo:  # its direction comes from more than advantages
+            prompts = torch.arange(len(experience.prompts))
+            grads.setdefault("all", []).append(algo.gradients(experience, columns.pop("all"), prompts)[0].total.cpu())
+        for name in () if config.probe_algos else experience.scores:
             named = next((r for r in config.rewards if r.name == name), None)
             spec = named or config.rewards[0].model_copy(update={"name": name, "bounds": (None, None)})
             alone = [spec.model_copy(update={"weight": 1.0})]
             columns[name] = algo.advantage_of(rollout, experience.scores, alone, experience.base)[1].value
-        for name, g in probe_gradients(policy, rollout, columns, config.micro_batch).items():
-            grads.setdefault(name, []).append(g)
+        for name, g in (algo.reward_gradients(experience, columns) if columns else {}).items():
+            grads.setdefault(name, []).append(g.cpu())
         bar.advance(1)
-    agreement = {}
+    found = {}
     for name, (interval, critical) in summarise(grads, config.prompts_per_step, config.seed).items():
-        agreement[name] = {**interval.as_dict(), "critical_prompts": critical if critical != float("inf") else None}
-    return agreement, rollouts / (time.monotonic() - started)
+        found[name] = {**interval.as_dict(), "critical_prompts": critical if critical != float("inf") else None}
+    return found, rollouts / (time.monotonic() - started), torch.stack(grads["all"]).mean(0)
 
 
 def label(e: Setting) -> str:
@@ -168,28 +202,6 @@ def label(e: Setting) -> str:
 def _cell(found: dict[str, Any]) -> str:
     critical = f" ({found['critical_prompts']:.0f})" if found["critical_prompts"] is not None else ""
     return text_of({**found, "value": found["mean"]}) + critical
-
-
-def probe_gradients(
-    policy: Policy, rollout: Rollout, advantages: Mapping[str, Tensor], micro_batch: int
-) -> dict[str, Tensor]:
-    """Gradient (P,) of the on-policy surrogate (ratio 1, no KL) for every column of advantages (N,) or (N, S).
-
-    The policy is at the weights that made the rollout; a forward pass takes ``micro_batch`` prompts.
-    """
-    parameters = policy.parameters()
-    size = sum(p.numel() for p in parameters)
-    totals = {name: torch.zeros(size, device=parameters[0].device) for name in advantages}
-    count = float(rollout.mask.sum().clamp_min(1))
-    for part in micro_batches(torch.unique(rollout.group), micro_batch):
-        rows = rows_of(rollout, part)
-        logp = policy.log_prob(rollout, rows, with_kl=False).logp
-        mask = rollout.mask[rows.to(rollout.mask.device)]
-        for name, advantage in advantages.items():
-            mine = advantage[rows].to(logp.device)
-            loss = -(logp * mask * (mine if mine.dim() == 2 else mine[:, None])).sum() / count
-            totals[name] += flat_gradient(loss, parameters, keep_graph=True)
-    return {name: total.cpu() for name, total in totals.items()}
 
 
 def summarise(gradients: Mapping[str, list[Tensor]], prompts: int, seed: int = 0) -> Agreement:

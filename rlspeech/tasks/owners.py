@@ -73,6 +73,8 @@ POLICY = (
         "ppo.form=critic",
         lambda c: c.ppo.form == "critic",
     ),
+    Rule("weights", "--algo grpo, ppo, awr or grpo+diffro", lambda c: c.algo != "diffro"),
+    Rule("weights_every", "weights=agreement", lambda c: c.weights == "agreement"),
     Rule("awr", "--algo awr", lambda c: c.algo == "awr"),
     Rule("ratio ratio_level reduction change_weight kl", "another --algo than awr", lambda c: c.algo != "awr"),
     Rule("kl ppo.kl_in", "a kl_beta above 0", lambda c: c.kl_beta > 0),
@@ -99,7 +101,8 @@ POLICY = (
     Rule("explore.bands explore.segment_s explore.basis", "explore.kind=gain", lambda c: c.explore.kind == "gain"),
     Rule("explore.mask_clamp", "explore.kind=mask", lambda c: c.explore.kind == "mask"),
     Rule(
-        "group max_unscorable kl_beta kl_target loss_mean reduction ratio change_weight explore kl ppo awr diffro clip_range",
+        "group max_unscorable kl_beta kl_target loss_mean reduction ratio change_weight explore kl ppo awr diffro clip_range "
+        "weights weights_every",
         "a policy_weight above 0",
         lambda c: c.policy_weight > 0,
     ),
@@ -121,7 +124,7 @@ COMMON: dict[str, frozenset[str]] = {
     "RL": frozenset(
         "task algo model valid out rewards guards policy_weight supervised_weight lora steps prompts_per_step "
         "updates_per_collection epochs micro_batch lr lr_schedule weight_decay grad_clip valid_every valid_items save_every seed device "
-        "workers max_minutes tracker probe_batches".split()  # one config serves a run and its --probe
+        "workers max_minutes tracker probe_batches probe_algos".split()  # one config serves a run and its --probe
     ),
     "Pretrain": frozenset(
         "task data valid init out mixing steps batch lr lr_schedule warmup weight_decay grad_clip ema valid_every save_every valid_items "

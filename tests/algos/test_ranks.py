@@ -26,6 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
     "relative": {"ppo": {"whiten": True, "kl_in": "advantage"}, "rewards": BATCH, "kl_beta": 0.1, "group": 2},
     "critic": {"ppo": CRITIC, "rewards": BATCH, "kl_beta": 0.1, "group": 2, "epochs": 2},
     "awr": {"algo": "awr", "group": 4, "rewards": BATCH, "kl_beta": 0.01, "clip_range": "auto"},
+    "weights": {"algo": "grpo", "group": 4, "weights": "agreement", "weights_every": 2},
     "supervised": {"algo": "grpo", "group": 4, "supervised_weight": 0.1},
 }
 

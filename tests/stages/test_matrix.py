@@ -99,10 +99,13 @@ def test_the_matrix_is_whole() -> None:
     assert {f["algo"] for f in FORMS.values()} == set(get_args(fields["algo"].annotation))
 
 
-def test_a_probe_compares_sampled_rewards(given: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="diffro") as caught:
-        probe.run(config(given, "flowse", "grpo+diffro", tmp_path / "probe", probe_batches=4))
-    assert "--algo grpo" in caught.value.try_this
+def test_a_probe_compares_algorithms(given: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    algos = ["grpo", "awr", "diffro", "grpo+diffro"]
+    settings = config(given, "flowse", "grpo", tmp_path / "probe", probe_batches=4, probe_algos=algos)
+    rows = probe.run(settings)["rows"]
+    assert [r["algo"] for r in rows] == algos and rows[0]["cosine"] == 1.0
+    assert all(-1 <= r["cosine"] <= 1 and r["seconds"] > 0 and r["all"]["n"] > 0 for r in rows)
+    assert [r["rollouts"] for r in rows] == [rows[0]["rollouts"]] * 2 + [settings.prompts_per_step, rows[0]["rollouts"]]
 
 
 def test_the_control_needs_no_differentiable_reward(given: dict[str, dict[str, Any]], tmp_path: Path) -> None:
