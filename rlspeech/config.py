@@ -313,7 +313,9 @@ class RL(Strict):
     device: str = conf("auto", DEVICE)
     workers: Workers = conf(2, "processes for CPU rewards")
     probe_batches: int = conf(16, "--probe: independent gradients per setting", ge=4)
-    probe_algos: list[Algo] = conf([], "--probe: algorithms to compare, with the first one's gradient; []: algo alone")
+    probe_algos: list[Online] = conf(
+        [], "--probe: algorithms to compare, with the first one's gradient; []: algo alone"
+    )
     probe_settings: list[Exploration] = conf([], "--probe: explorations to compare; []: own, neighbours and published")
     max_minutes: Positive | None = conf(None, MINUTES)
     tracker: Trackers = conf(["auto"], TRACKERS)

@@ -258,9 +258,8 @@ class PolicyUpdate(ABC):
             if self.config.dynamic_sampling and further is not None:
                 made, logged = self.refill(made, lambda p, n: self._draw(p, scorer, seed + n * ROUND), further)
             self.phases.enter("update")  # what follows may ask the policy again
-            scores, reward = self.values(made), np.zeros(0)
-            experience = Experience(made.rollout, scores, reward, nothing, seconds, made.prompts, made.base, logged)
-            experience.seed = seed
+            given = made.rollout, self.values(made), np.zeros(0), nothing, seconds, made.prompts, made.base, logged
+            experience = Experience(*given, seed=seed)
             if self.config.weights == "agreement":
                 self.weigh(experience, made.rollout)
             self.assign_credit(experience, made.rollout)
@@ -300,17 +299,15 @@ class PolicyUpdate(ABC):
     # -- weights -------------------------------------------------------------------------------------------------------
 
     def weigh(self, experience: Experience, rollout: Rollout) -> None:
-        """Measure, every ``weights_every`` collections, what the weights of further rewards are multiplied by; log it.
+        """Measure, every ``weights_every`` collections, the factors of further rewards' weights; log what they give.
 
-        The factor is max(0, cosine of the gradients of this reward alone and of the first alone), an exponential mean of what was measured:
-        the gate of GA-AF (github.com/spzhang7/GA-AF-FlowSE), whose cap is the configured weight. A reward without a gradient keeps its own.
+        A factor is max(0, cosine of the gradients of a reward alone and of the first alone), an exponential mean: the gate of GA-AF
+        (github.com/spzhang7/GA-AF-FlowSE), whose cap is the configured weight. A reward without a gradient keeps its factor.
         """
         if self.collections % self.config.weights_every == 0:
             rows, mine, (scores, base) = self.rows(experience, rollout)
-            worth = {}
-            for spec in self.config.rewards:
-                alone = spec.model_copy(update={"weight": math.copysign(1.0, spec.weight)})
-                worth[spec.name] = self.advantage_of(rows, scores, [alone], base)[1].value[mine]
+            alone = {s.name: s.model_copy(update={"weight": math.copysign(1.0, s.weight)}) for s in self.config.rewards}
+            worth = {n: self.advantage_of(rows, scores, [s], base)[1].value[mine] for n, s in alone.items()}
             (_, first), *others = self.reward_gradients(experience, worth).items()
             for name, gradient in others:
                 cosine = experience.logged[f"agreement/{name}"] = agreement([first, gradient])

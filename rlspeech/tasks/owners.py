@@ -73,7 +73,7 @@ POLICY = (
         "ppo.form=critic",
         lambda c: c.ppo.form == "critic",
     ),
-    Rule("weights", "--algo grpo, ppo, awr or grpo+diffro", lambda c: c.algo != "diffro"),
+    Rule("weights", "--algo grpo, ppo, awr or grpo+diffro", lambda c: c.algo not in ("diffro", "dpo")),
     Rule("weights_every", "weights=agreement", lambda c: c.weights == "agreement"),
     Rule("awr", "--algo awr", lambda c: c.algo == "awr"),
     Rule("ratio ratio_level reduction change_weight kl", "another --algo than awr", lambda c: c.algo != "awr"),
@@ -85,7 +85,9 @@ POLICY = (
     Rule(SAMPLED, "--algo grpo, ppo, awr or grpo+diffro", lambda c: c.algo not in ("diffro", "dpo")),
     Rule("advantage", "--algo grpo, awr, grpo+diffro or dpo", lambda c: c.algo not in ("diffro", "ppo")),
     Rule(
-        "advantage_std dynamic_sampling", "--algo grpo, awr or grpo+diffro", lambda c: "grpo" in c.algo or c.algo == "awr"
+        "advantage_std dynamic_sampling",
+        "--algo grpo, awr or grpo+diffro",
+        lambda c: "grpo" in c.algo or c.algo == "awr",
     ),
     Rule("dpo samples", "--algo dpo", lambda c: c.algo == "dpo"),
     Rule(f"data clip_s {DRAWING}", "rollouts; dpo has the prompts of --samples", lambda c: c.algo != "dpo"),
