@@ -44,7 +44,6 @@ RATIO_TOLERANCE = 1e-3
 # logged as nan where no micro-batch had anything to learn
 NOT_EVALUATED = ("ratio_mean", "ratio_max_gap", "kl_old", "clipped_positive", "clipped_negative", "kl")
 WORST = frozenset({"ratio_max_gap"})  # logged as the largest of the updates, the rest as means
-FACTOR_KEPT = 0.7  # of a weight's factor when it is measured anew, as in GA-AF
 ROUND = 1_000_003  # between the seeds of a collection's further draws
 Further = Callable[[int], list[Any]]
 Specs = Sequence[RewardSpec]
@@ -314,7 +313,7 @@ class PolicyUpdate(ABC):
                 cosine = experience.logged[f"agreement/{name}"] = agreement([first, gradient])
                 if not math.isnan(cosine):
                     before = self.factors.get(name, max(0.0, cosine))
-                    self.factors[name] = FACTOR_KEPT * before + (1 - FACTOR_KEPT) * max(0.0, cosine)
+                    self.factors[name] = 0.7 * before + 0.3 * max(0.0, cosine)  # as there
         experience.logged.update({f"weight/{spec.name}": spec.weight for spec in self.specs})
 
     def reward_gradients(self, experience: Experience, advantages: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -358,8 +357,7 @@ class PolicyUpdate(ABC):
 
     def step(self, experience: Experience, share: Tensor) -> dict[str, float]:
         """One optimiser step on some prompts (K,). Returns what is logged of it."""
-        cfg, total, stats = self.config, torch.zeros(()), dict[str, float]()
-        stats["grad_agreement"] = float("nan")
+        cfg, total, stats = self.config, torch.zeros(()), {"grad_agreement": math.nan}
         if cfg.policy_weight:
             grads, stats = self.gradients(experience, experience.advantage.value, share)
             # "auto" is frozen where the ratio has moved by more than rounding, which no collection's first update shows
