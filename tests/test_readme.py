@@ -22,10 +22,18 @@ TINY = {
     "rl": [*UPDATES, "clip_s=0.5", "probe_batches=4", "workers=1"],
     "eval": ["limit=2", "players=1", "workers=1"],
     "enhance": ["nfe=1"],
+    "sample": ["draws=4", "limit=4"],
 }
 # rows of recognisers and synthesisers are never cut, and they take no Euler steps
-ASR = {"pretrain": STEPS, "rl": [*UPDATES, "probe_batches=4"], "eval": ["limit=4", "players=1"]}
+ASR = {
+    "sample": TINY["sample"],
+    "pretrain": STEPS,
+    "rl": [*UPDATES, "probe_batches=4"],
+    "eval": ["limit=4", "players=1"],
+}
 INSTALLS = r"(python -m )?pip install|uv (pip|sync|venv)|python3? -m venv"
+# what is learnt from lies in files: no size of a rollout
+DPO = {"rl": [s for s in UPDATES if "group" not in s] + ["dpo.margin=0"]}
 SETUP = re.compile(rf"git clone|cd rlspeech|{INSTALLS}|source |\. \.venv")
 
 
@@ -105,7 +113,8 @@ def shim(tmp_path: Path) -> dict[str, str]:
 
     whole = "|".join(f'*"--task {t} "*|*"--preset {t}-"*' for t in ("asr", "tts"))
     lay = (
-        f'case " $* " in *" --help "*) ;;\n{whole}) case "$1" in\n{cases(ASR)}\nesac ;;\n'
+        f'case " $* " in *" --help "*) ;;\n*" --samples "*) case "$1" in\n{cases(DPO)}\nesac ;;\n'
+        f'{whole}) case "$1" in\n{cases(ASR)}\nesac ;;\n'
         f'*) case "$1" in\n{cases(TINY)}\nesac ;; esac'
     )
     return warm.environment(tmp_path, lay) | {"NO_COLOR": "1"}

@@ -14,6 +14,7 @@ from rlspeech.files import part_of
 
 SILENT_DBFS, MAX_GAIN_DB = -60.0, 60.0  # of a recording that is brought to a level
 NOTHING_DBFS, ACTIVE_S = -70.0, 0.1  # the one rule of silence: its loudest stretch of this length lies below this
+FULL = 0.999  # the largest peak of 16-bit audio
 PADDING = 4096  # samples that a lossy format may add
 
 
@@ -34,11 +35,19 @@ def resample(wav: np.ndarray, source_hz: int, target_hz: int) -> np.ndarray:
     return np.ascontiguousarray(made, dtype=np.float32)
 
 
-def save_audio(path: str | Path, wav: np.ndarray, sample_rate: int) -> None:
+def save_exact(path: Path, wav: np.ndarray, sample_rate: int) -> Path:
+    """Write to ``path``.flac as ``save_audio``, or what is beyond full scale to ``path``.wav in 32-bit floats. Returns which."""
+    loud = float(np.abs(wav).max(initial=0.0)) > FULL
+    path = path.with_name(f"{path.name}.{'wav' if loud else 'flac'}")
+    save_audio(path, wav, sample_rate, exact=loud)
+    return path
+
+
+def save_audio(path: str | Path, wav: np.ndarray, sample_rate: int, *, exact: bool = False) -> None:
     """Write (T,) or (C, T) float32 as 16-bit audio, format by suffix; complete or not at all.
 
-    A peak above full scale is scaled down to 0.99 rather than clipped. Raises ``AudioError`` for non-finite samples, ``OSError`` for a disk
-    that does not take it.
+    A peak above full scale is scaled down to 0.99 rather than clipped; with ``exact`` a .wav has 32-bit floats.
+    Raises ``AudioError`` for non-finite samples, ``OSError`` for a disk that does not take it.
     """
     import soundfile as sf
 
@@ -47,13 +56,14 @@ def save_audio(path: str | Path, wav: np.ndarray, sample_rate: int) -> None:
     if not np.isfinite(wav).all():
         raise AudioError("NaN or infinite samples")
     peak = float(np.abs(wav).max(initial=0.0))
-    if peak > 0.999:
+    if peak > FULL and not exact:
         wav = wav * (0.99 / peak)
     path.parent.mkdir(parents=True, exist_ok=True)
     part, length, written = part_of(path), wav.shape[-1], -1
     try:
         with suppress(sf.LibsndfileError, AssertionError):  # of samples that were not written
-            sf.write(part, wav.T, sample_rate, subtype="PCM_16" if path.suffix.lower() in {".wav", ".flac"} else None)
+            depth = "FLOAT" if exact else "PCM_16" if path.suffix.lower() in {".wav", ".flac"} else None
+            sf.write(part, wav.T, sample_rate, subtype=depth)
             written = sf.info(part).frames if length else 0
         # libsndfile does not say why it fails, nor whether its last bytes found room; the system does
         if not 0 <= written - length < PADDING:

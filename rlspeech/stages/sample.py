@@ -22,7 +22,7 @@ import numpy as np
 from rlspeech import log
 from rlspeech.config import DEVICE, RL, SEED, TASK, Exploration, OwnTask, Tuned
 from rlspeech.config_parts import Count, NonNegative, Sampling, Strict, Whole, conf
-from rlspeech.data.audio import AudioError, load_audio, save_audio
+from rlspeech.data.audio import AudioError, load_audio, save_audio, save_exact
 from rlspeech.data.batches import Clip, open_clips
 from rlspeech.data.manifest import PROMPTS, SAMPLE_SET, read_manifest, to_row, write_manifest
 from rlspeech.data.video import save_lips
@@ -144,10 +144,9 @@ def _write_prompts(folder: Path, task: Any, settings: RL, model: Any, limit: int
 
 
 def _prompt(folder: Path, clip: Clip, utt: Utterance) -> Utterance:
-    """Write a clip; returns its row. Input and reference keep their ratio where one is beyond full scale. Raises ``AudioError``."""
-    peak = max(float(np.abs(w).max(initial=0.0)) for w in (clip.noisy, clip.target))
-    gain, rate = (0.99 / peak if peak > 0.999 else 1.0), clip.sample_rate
-    row = Utterance(clip.key, str(folder / f"{clip.key}.flac"), clip.noisy.shape[-1] / rate, rate, text=clip.text)
+    """Write a clip; returns its row. Raises ``AudioError``."""
+    rate = clip.sample_rate
+    row = Utterance(clip.key, "", clip.noisy.shape[-1] / rate, rate, text=clip.text)
     for name, value in clip.columns.items():
         if name in Utterance.field_names():
             setattr(row, name, row.duration if name == "duration" else value)
@@ -161,10 +160,9 @@ def _prompt(folder: Path, clip: Clip, utt: Utterance) -> Utterance:
     if utt.prompt_filepath and utt.prompt_filepath == utt.audio_filepath:
         row.audio_filepath = str(row.prompt_filepath)  # a text without a recording
         return row
-    save_audio(row.audio_filepath, clip.noisy * gain, rate)
+    row.audio_filepath = str(save_exact(folder / clip.key, clip.noisy, rate))
     if clip.target is not clip.noisy:
-        row.target_filepath = str(folder / f"{clip.key}.target.flac")
-        save_audio(row.target_filepath, clip.target * gain, rate)
+        row.target_filepath = str(save_exact(folder / f"{clip.key}.target", clip.target, rate))
     if clip.lips is not None:
         row.lips_filepath = str(folder / f"{clip.key}.npz")
         save_lips(row.lips_filepath, clip.lips)
@@ -220,7 +218,7 @@ def _output(folder: Path, prompt: Utterance, key: str, draw: int, sample: Sample
         row.audio_filepath = str(folder / "audio" / f"{key}.flac")
         row.duration, row.sample_rate = len(sample.wav) / sample.sample_rate, sample.sample_rate
         if len(sample.wav):  # nothing said has no file
-            save_audio(row.audio_filepath, sample.wav, sample.sample_rate)
+            row.audio_filepath = str(save_exact(folder / "audio" / key, sample.wav, sample.sample_rate))
     if sample.target is not None:
         row.target_filepath = prompt.target_filepath or prompt.prompt_filepath or prompt.audio_filepath
     if sample.tokens is not None:

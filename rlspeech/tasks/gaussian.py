@@ -85,7 +85,7 @@ class Regression(NamedTuple):
 
     predict: Callable[[Any], Tensor]  # a model's noiseless predictions
     output: Tensor
-    prompt: Tensor  # whose RMS is the unit
+    prompt: Tensor  # what has the RMS that is the unit
     real: Tensor  # (n, L) bool
 
 

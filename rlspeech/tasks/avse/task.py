@@ -35,6 +35,7 @@ class Avse(EnhancementTask):
         **{"lora": None, "lr": 3e-4, "group": 4, "prompts_per_step": 8},
         **{"supervised_weight": 0.05},  # measured: at weight 1 SI-SNR drowns the reward
     }
+    dpo_defaults: ClassVar[dict[str, Any]] = {**EnhancementTask.dpo_defaults, "lr": 3e-5, "supervised_weight": 0.0}
     published = Exploration(kind="mask", noise=0.05, antithetic=False)
 
     part, network, soft = "avse", AvseEnhancer, frozenset({"video_drop", "floor_db", "cap_db"})
