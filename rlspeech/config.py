@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from rlspeech.config_parts import (
+    SHARD,
     Augment,
     AvseModel,
     CodecLMModel,
@@ -25,6 +26,7 @@ from rlspeech.config_parts import (
     Positive,
     RecogniserModel,
     Sampling,
+    ShardText,
     Share,
     Size,
     Strict,
@@ -350,6 +352,7 @@ class Evaluate(Strict):
     by: str = conf("condition", "asr, tts: manifest column whose values get tables of their own")
     limit: Count | None = conf(None, "evaluate only the first N utterances")
     batch: Count = conf(8, "utterances in one batch")
+    shard: ShardText | None = conf(None, SHARD)
     seed: Whole = conf(0, SEED)
     device: str = conf("auto", DEVICE)
     workers: Workers = conf(2, "processes for CPU metrics")
@@ -375,6 +378,7 @@ class ScoreFolder(Strict):
     players: Whole = conf(8, "number of clips with players in the report")
     out: str | None = None
     batch: Count = conf(16, "files in one batch")
+    shard: ShardText | None = conf(None, SHARD)
     seed: Whole = conf(0, SEED)
     device: str = conf("auto", DEVICE)
     workers: Workers = conf(2, "processes for CPU metrics")

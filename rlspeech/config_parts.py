@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 MOST = 2**32 - 1  # no number is larger: generators take no larger seed, and anything else of that size is a slip
 Count = Annotated[int, Field(ge=1)]
@@ -64,6 +67,45 @@ class Strict(BaseModel):
             if isinstance(part, str) and _UNFIT.search(part):
                 raise ValueError("it holds a NUL or half a character")
         return value
+
+
+class Shard(NamedTuple):
+    """Parts of all items. An item is in one of them by a checksum of its id: no part has to know the others, nor all items."""
+
+    numbers: frozenset[int]  # from 1
+    count: int
+    own: bool  # whether it writes beside OUT; False of all items, and of parts that are being joined
+
+    @classmethod
+    def of(cls, text: str | None) -> Shard:
+        """The shard I/N; None is all items; I,J/N (and I,/N) are parts that are being joined."""
+        left, _, count = (text or "1,/1").partition("/")
+        return cls(frozenset(int(n) for n in left.split(",") if n), int(count), "," not in left)
+
+    def has(self, key: str) -> bool:
+        """Whether the item of this id is in it."""
+        digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
+        return self.count == 1 or int.from_bytes(digest) % self.count + 1 in self.numbers
+
+    def place(self, out: str | Path) -> Path:
+        """Where it writes: OUT.shard-3-of-8, of X.jsonl X.shard-3-of-8/X.jsonl. It lies as deep as OUT: ways to audio are the same."""
+        if not self.own:
+            return Path(out)
+        real = Path(os.path.realpath(out))
+        folder = real.with_name(f"{real.name.removesuffix('.jsonl')}.shard-{min(self.numbers)}-of-{self.count}")
+        return folder / real.name if real.suffix == ".jsonl" else folder
+
+
+def _is_shard(text: str) -> str:
+    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
+    if not found or int(found[1]) > int(found[2]):
+        raise ValueError("not I/N, with I from 1 to N")
+    return text
+
+
+ALL = Shard.of(None)
+ShardText = Annotated[str, AfterValidator(_is_shard)]
+SHARD = "do only part I (from 1) of N, beside OUT; rlspeech merge OUT joins them"
 
 
 class Mixing(Strict):

@@ -27,6 +27,7 @@ from rlspeech.types import UserError
 MAX_ID = 120
 UNSAFE = re.compile(r"[^\w.\-+=@]+")  # \w keeps letters of every script
 PART = re.compile(r"\.part(\d+)(\.\w+)?$")
+SHARD_FOLDER = re.compile(r"\.shard-\d+-of-\d+$")  # folders that others write into, perhaps on other machines
 RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?$")  # device names on Windows
 
 
@@ -186,7 +187,8 @@ def part_of(path: Path) -> Path:
 
 def remove_parts(folder: Path) -> None:
     """Remove what processes that are no more left half-written below a folder."""
-    for place, _, names in os.walk(folder):
+    for place, below, names in os.walk(folder):
+        below[:] = [name for name in below if not SHARD_FOLDER.search(name)]
         for name in names:
             found = PART.search(name)
             if found and name.startswith(".") and not _alive(int(found[1])):

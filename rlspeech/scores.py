@@ -57,6 +57,12 @@ def objects(tree: Any) -> dict[str, dict[str, Any]]:
     return {k: v for k, v in tree.items() if isinstance(v, dict)} if isinstance(tree, dict) else {}
 
 
+def system_facts(path: Path, system: str) -> dict[str, dict[str, Any]]:
+    """What is known of a system's scores: ``metrics`` by name, and ``input``."""
+    facts = objects(read_object(path.with_suffix(".meta.json")).get("systems")).get(system, {})
+    return {"metrics": objects(facts.get("metrics")), "input": objects(facts).get("input", {})}
+
+
 def append_rows(path: Path, rows: Iterable[Row]) -> Iterator[int]:
     """Append rows, all in one write, and say where each begins. Raises ``UserError`` where the disk does not take them."""
     lines = [(dumps(row) + "\n").encode() for row in rows]
@@ -153,29 +159,37 @@ class ScoreFile:
             raise UserError(f"cannot write {path}", str(error), "--out FILE or FOLDER") from error
 
     def write(self, stale: Collection[str] = ()) -> None:
-        """Rewrite the file, complete or not at all, where rows are torn, superseded or hold ``stale`` columns of the system."""
+        """Rewrite the file, complete or not at all, where rows are torn, superseded, out of order or hold ``stale`` columns."""
         self.path.touch()
         if self.path.stat().st_size != self._size and self._note(stale):
             _write(self.path, self._whole(stale))
             self._note()
 
     def _whole(self, stale: Collection[str]) -> Iterator[Row]:
-        """The rows as they count, in the order in which they first come."""
+        """The rows as they count: systems in the order in which they first come, and the keys of each sorted."""
+        places = dict[str, list[str]]()
         for first in (n for n, before in enumerate(self._before) if before < 0):
             system, key = _place(self._at(first))
-            yield {k: v for k, v in self.row(system, key).items() if system != self.system or k not in stale}
+            places.setdefault(system, []).append(key)
+        for system, keys in places.items():
+            for row in (self.row(system, key) for key in sorted(keys)):
+                yield {k: v for k, v in row.items() if system != self.system or k not in stale}
         self._file.close()  # another one takes its place
 
     def _note(self, stale: Collection[str] = ()) -> bool:
         """Note where rows begin; True where the file has others than ``write`` leaves."""
         self._starts, self._before, self._last = array("Q"), array("q"), dict[int, int]()
         self._file, self._size, odd = self.path.open("rb"), 0, False
+        ranks, at = dict[str, int](), (0, "")
         for line in self._file:
             row = _row_of(line)
             old = row.get("system", "") == self.system and not row.keys().isdisjoint(stale)
             odd |= old or not row or not line.endswith(b"\n")
             if row:
                 self._begins(row, self._size)
+                system, key = _place(row)
+                before, at = at, (ranks.setdefault(system, len(ranks)), key)
+                odd |= at < before
             self._size += len(line)
         return odd or len(self._last) < len(self._starts)
 
@@ -210,6 +224,24 @@ class ScoreFile:
         for row, start in zip(rows, append_rows(self.path, rows), strict=False):
             self._begins(row, start)
 
+    def take(self, path: Path) -> dict[str, Any]:
+        """Append the rows of another file, and return what it says of the input.
+
+        Raises:
+            UserError: its metrics are of other versions or options.
+        """
+        facts = system_facts(path, self.system)
+        other = [
+            n for n, m in self.metrics.items() if _identity(facts["metrics"].get(n, {}), True) != _identity(m, True)
+        ]
+        if other:
+            why = f"{', '.join(other)}: another version, or other options"
+            raise UserError(f"{path} was not computed as the others", why, "compute it once more")
+        with path.open("rb") as file:
+            while lines := list(itertools.islice(file, 1000)):
+                self.add([row for row in map(_row_of, lines) if row])
+        return facts["input"]
+
     def columns(self, keys: Sequence[str]) -> dict[str, tuple[np.ndarray, Counter[str]]]:
         """Of every metric its values over the keys (K,), nan where there is none, and the reasons of its nulls, counted."""
         found = {name: (np.full(len(keys), np.nan), Counter[str]()) for name in self.metrics}
@@ -243,10 +275,10 @@ class ScoreTable:
         """A row; empty where there is none."""
         return self.rows.get((system, key), {})
 
-    def write(self) -> None:
-        """Rewrite the file without torn and superseded rows: complete or not at all."""
+    def write(self, order: Iterable[Place] = ()) -> None:
+        """Rewrite the file without torn and superseded rows, those of ``order`` first: complete or not at all."""
         if self.rows or self.path.exists():
-            _write(self.path, self.rows.values())
+            _write(self.path, ({place: self.rows[place] for place in order if place in self.rows} | self.rows).values())
 
     def keep(self, fingerprints: Mapping[str, str]) -> dict[str, str]:
         """Drop the rows of systems whose fingerprint has changed, note the new ones, and return system -> fingerprint before."""

@@ -18,7 +18,7 @@ from rlspeech.cli.common import CLOSED, Group, reader_left
 NARROW = {"terminal_width": columns - 1} if (columns := shutil.get_terminal_size().columns) < 54 else {}
 
 PANELS = {  # heading -> commands, as the help lists them
-    "Data": ("prepare", "check"),
+    "Data": ("prepare", "check", "merge"),
     "Training": ("pretrain", "sample", "rl"),
     "Measuring": ("reward", "eval", "report"),
     "Using": ("enhance", "transcribe", "speak"),

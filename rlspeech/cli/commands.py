@@ -105,7 +105,7 @@ def rl(
     stage("config:RL", "stages.probe:run" if probe else "stages.rl:run", locals(), without=["probe"])
 
 
-@command(app, "rlspeech reward enhanced/ --target clean/ --reward dnsmos --reward pesq --reward estoi", *STAGE)
+@command(app, "rlspeech reward enhanced/ --target clean/ --reward dnsmos --reward pesq --reward estoi", *STAGE, "shard")
 def reward(
     paths: Annotated[list[str], Argument(metavar="PATH", help="Folder, audio, manifest, texts (JSONL); - for stdin.")],
     rewards: Annotated[Texts, _metric("--reward")] = None,
@@ -130,7 +130,7 @@ def reward(
     stage("config:ScoreFolder", "stages.reward:run", options, without=["paths"], path=found)
 
 
-@command(app, "rlspeech eval --model base=runs/base --model rl=runs/rl --baseline base", *STAGE, name="eval")
+@command(app, "rlspeech eval --model base=runs/base --model rl=runs/rl --baseline base", *STAGE, "shard", name="eval")
 def evaluate(
     task: Task = None,
     data: str | None = None,
@@ -189,7 +189,7 @@ def report(
     call("stages.report:run", shared, runs, out=out, players=players)
 
 
-@command(app, "rlspeech enhance noisy.wav more/ --model runs/rl --out enhanced", *STAGE)
+@command(app, "rlspeech enhance noisy.wav more/ --model runs/rl --out enhanced", *STAGE, "shard")
 def enhance(
     inputs: Annotated[list[str], Argument(metavar="PATH", help="Audio, videos, folders, manifests; - for stdin.")],
     task: Task = None,
@@ -205,7 +205,7 @@ def enhance(
     stage("stages.enhance:Enhance", "stages.enhance:run", options)
 
 
-@command(app, "rlspeech transcribe talk.wav && rlspeech transcribe talks/ --out texts.jsonl", *PLACED)
+@command(app, "rlspeech transcribe talk.wav && rlspeech transcribe talks/ --out texts.jsonl", *PLACED, "shard")
 def transcribe(
     inputs: Annotated[list[str], Argument(metavar="PATH", help="Audio files, folders, manifests; - for stdin.")],
     model: str | None = None,
@@ -238,6 +238,16 @@ def speak(
 ) -> None:
     """Synthesise texts of any length, in the voice of a recording."""
     stage("stages.speak:Speak", "stages.speak:run", locals())
+
+
+@command(app, "rlspeech merge scores/ && rlspeech merge texts.jsonl")
+def merge(out: Annotated[str, Argument(metavar="OUT", help="The --out of the shards.")], **shared: Any) -> None:
+    """Join what the shards of a command wrote (--shard I/N); it may be done at any time, and once more.
+
+    Exits with code 2 where shards are missing or not finished: the others are joined then.
+    """
+    if call("stages.merge:run", shared, out)["missing"]:
+        raise Exit(2)
 
 
 @command(app, "rlspeech check data/mix/mix.json && rlspeech check runs/rl")

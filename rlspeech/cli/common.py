@@ -121,7 +121,7 @@ def offer_stages(incomplete: str) -> list[str]:
 
 
 def _shared(
-    kind: Any, names: str, panel: str | None, text: str, metavar: str | None = None, complete: Any = None
+    kind: Any, names: str, panel: str | None, text: str | None, metavar: str | None = None, complete: Any = None
 ) -> tuple[Any, Any]:
     option = typer.Option(*names.split(), help=text, rich_help_panel=panel, metavar=metavar, autocompletion=complete)
     return Annotated[kind, option], False if kind is bool else None
@@ -135,6 +135,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
         Texts, "--set", _LAYERS, "Any setting: explore.noise=0.2 (rlspeech presets keys).", "KEY=VALUE", offer_settings
     ),
     "out": _shared(str | None, "--out", _OUTPUT, "Folder for the results.", "FOLDER"),
+    "shard": _shared(str | None, "--shard", _OUTPUT, None, "I/N"),
     "seed": _shared(int | None, "--seed", None, "Random seed; the same seed gives the same result."),
     "workers": _shared(int | None, "--workers", None, "Worker processes; none: one a core; 0: none besides this one."),
     "device": _shared(str | None, "--device", None, "auto, cpu, cuda, cuda:1 or mps.", None, offer_devices),

@@ -11,7 +11,7 @@ from rlspeech.cli.common import LAYERS, STAGE, command, stage
 
 app = Typer(no_args_is_help=True, epilog="Example: rlspeech prepare demo --out data")
 
-OUT, SEEDED = (*LAYERS, "out", "workers"), (*LAYERS, "out", "seed", "workers")
+OUT, SEEDED = (*LAYERS, "out", "workers", "shard"), (*LAYERS, "out", "seed", "workers", "shard")
 ALONE = (*LAYERS, "out", "seed")  # of what one process makes
 Root = Annotated[str, Argument(metavar="FOLDER", help="Folder of the corpus.")]
 Paths = Annotated[list[str] | None, Option(metavar="PATH")]
@@ -75,7 +75,9 @@ def mix(
     _layout("mix", locals())
 
 
-@command(app, "rlspeech prepare ladder --clean held-out/ --noise noise/ --utterances 20 --out data/ladder", *SEEDED)
+@command(
+    app, "rlspeech prepare ladder --clean held-out/ --noise noise/ --utterances 20 --out data/ladder", *ALONE, "workers"
+)
 def ladder(
     clean: Paths = None,
     noise: Paths = None,
@@ -160,7 +162,13 @@ def lhotse(
     _layout("lhotse", locals())
 
 
-@command(app, "rlspeech prepare hub user/corpus --split train --text-column sentence --out data/corpus", *OUT)
+@command(
+    app,
+    "rlspeech prepare hub user/corpus --split train --text-column sentence --out data/corpus",
+    *LAYERS,
+    "out",
+    "workers",
+)
 def hub(
     root: Annotated[
         str, Argument(metavar="NAME|FOLDER|FILE", help="Data set of the Hub (user/name), or parquet here.")
@@ -207,7 +215,7 @@ def nonspeech(
     stage("corpora.nonspeech:Nonspeech", "stages.prepare:run", locals())
 
 
-@command(app, "rlspeech prepare tts /data/LibriTTS/dev-clean --out data/libritts", *SEEDED)
+@command(app, "rlspeech prepare tts /data/LibriTTS/dev-clean --out data/libritts", *ALONE, "workers")
 def tts(
     root: Annotated[str, Argument(metavar="SOURCE")],
     prompts: Manifest = None,

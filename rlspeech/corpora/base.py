@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from rlspeech import log
-from rlspeech.config_parts import Mixing, Strict, conf
+from rlspeech.config_parts import SHARD, Mixing, Shard, ShardText, Strict, conf
 from rlspeech.data.checks import FileFacts, Limits, Verdict, file_stamp, judge, judge_pair, measure
 from rlspeech.data.inputs import audio_files
-from rlspeech.files import JsonlWriter, dumps, read_text, safe_name, write_text
+from rlspeech.files import SHARD_FOLDER, JsonlWriter, dumps, read_jsonl, read_text, safe_name, write_text
 from rlspeech.names import nfc, on_disk
 from rlspeech.parallel import parallel_map, physical_cores
 from rlspeech.types import UserError, Utterance
 
 FILE_ID = re.compile(r"fileid_(\d+)")
 FILE_TIMEOUT_S = 900.0
+CHECKS = "checks.jsonl"
 KINDS = {"clean": "speech", "noise": "noise", "rir": "rir", "real": "noisy"}
 # of two equal recordings the one in such a split stays: training must not contain it
 HELD_OUT = ("test", "valid", "dev", "blind", "real", "v5_dev")
@@ -103,7 +104,12 @@ class Source(Strict):
 
     def record(self) -> dict[str, Any]:
         """What a manifest's ``.meta.json`` keeps: the settings that its rows depend on."""
-        return self.model_dump(exclude={"out", "workers", "device", "batch"})
+        return self.model_dump(exclude={"out", "workers", "device", "batch", "shard"})
+
+    @property
+    def part(self) -> Shard:
+        """The rows that are asked for; the journals of a shard are kept in its place."""
+        return Shard.of(getattr(self, "shard", None))
 
     def make(self, out: Path) -> Sets:
         """Find, check and render the rows; audio goes below ``out``. Raises ``UserError`` where nothing can be made."""
@@ -120,6 +126,11 @@ class Layout(Source):
     limits: Limits = conf(Limits(), "what is dropped")
     seed: int = conf(0, "of rendered mixtures", ge=0)
     workers: int | None = conf(None, "worker processes; none: one a core; 0: none besides this one", ge=0)
+    shard: ShardText | None = conf(None, SHARD)
+
+    def mine(self, row: Candidate) -> bool:
+        """Whether a candidate is one of its rows."""
+        return self.part.has(row.utt.id)
 
     def processes(self) -> int:
         """Return the number of worker processes."""
@@ -137,7 +148,9 @@ class Layout(Source):
         self, candidates: Iterable[Candidate], out: Path, kind: str | None = None, splits: Sequence[str] = ()
     ) -> Sets:
         """The candidates whose files pass the checks (``vet``). Raises ``UserError`` where nothing is left of one of ``splits``."""
-        sets = vet(list(candidates), out, self.limits, self.processes(), kind).require(out, splits)
+        rows = list(filter(self.mine, candidates))
+        sets = vet(rows, self.part.place(out), self.limits, self.processes(), kind)
+        sets = sets if self.part.own else sets.require(out, splits)
         sets.mixing = self.mixing
         return sets
 
@@ -272,7 +285,7 @@ def vet(candidates: Sequence[Candidate], out: Path, limits: Limits, workers: int
 
     Args:
         candidates: rows in the order in which they shall be written.
-        out: folder for the measurements, ``checks.jsonl``, continued where it is there.
+        out: folder for the measurements, ``checks.jsonl``, continued where it is there; a shard's knows those of the whole, too.
         limits: what is dropped.
         workers: processes; 0 checks in this one.
         kind: what rows without a target are held to (``speech``, ``noisy``, ``noise``, ``rir``); by default their split decides.
@@ -284,7 +297,7 @@ def vet(candidates: Sequence[Candidate], out: Path, limits: Limits, workers: int
         UserError: the measurements cannot be written.
     """
     sets = Sets()
-    facts = _measure_all(candidates, out / "checks.jsonl", limits, workers, sets)
+    facts = _measure_all(candidates, out, limits, workers, sets)
     passed: list[Candidate] = []
     for row in candidates:
         verdict = Verdict(row.problem, row.problem) if row.problem else _judge_row(row, facts, limits, kind)
@@ -312,17 +325,18 @@ def vet(candidates: Sequence[Candidate], out: Path, limits: Limits, workers: int
 
 
 def _measure_all(
-    candidates: Sequence[Candidate], journal: Path, limits: Limits, workers: int, sets: Sets
+    candidates: Sequence[Candidate], out: Path, limits: Limits, workers: int, sets: Sets
 ) -> dict[str, FileFacts]:
     utts = [row.utt for row in candidates if not row.problem]
     paths = dict.fromkeys(p for utt in utts for p in (utt.audio_filepath, utt.target_filepath) if p)
     floor = f"|{limits.bandwidth_floor_db:g}" + "|pauses" * bool(limits.pause_db)  # older journals do not know them
     keys = {path: (stamp := file_stamp(path)) and stamp + floor for path in paths}
     facts: dict[str, FileFacts] = {}
-    with JsonlWriter(journal, "key") as writer:
+    with JsonlWriter(out / CHECKS, "key") as writer:
+        before = {row["key"]: row for row in read_jsonl(SHARD_FOLDER.sub("", str(out)) + f"/{CHECKS}")} | writer.rows
         for path, key in keys.items():
-            if key and key in writer:
-                facts[path] = FileFacts(**{k: v for k, v in writer.rows[key].items() if k != "key"})
+            if key and key in before:
+                facts[path] = FileFacts(**{k: v for k, v in before[key].items() if k != "key"})
         todo = [path for path in paths if path not in facts]
         sets.facts |= {"checked": len(todo), "known": len(facts)}
         if facts:

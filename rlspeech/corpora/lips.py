@@ -72,6 +72,7 @@ class Lips(Layout):
         if not videos:
             why = "no manifest (.jsonl) and no file with a known suffix (.mp4 .mpg .avi .mkv ...) in it"
             raise UserError(f"no videos in {self.root}", why, "check the path")
+        videos = [p for p in videos if self.part.has(str(p))]
         with log.progress(len(videos), "sound", "videos") as bar:
             for video in videos:
                 name = file_id(video, folder)
@@ -81,10 +82,16 @@ class Lips(Layout):
                 row.utt.video_filepath = str(video)
                 yield row
 
+    def mine(self, row: Candidate) -> bool:
+        """Rows of one video are in one shard: it is cut once."""
+        return self.part.has(row.utt.video_filepath or row.utt.id)
+
     def make(self, out: Path) -> Sets:
         """Return the rows whose video could be cropped; ``contact.png`` shows some of the crops."""
         sets = self.vetted(self.find(out), out, "noisy")
         self._crop_rows(sets, out)
+        if self.part.own:
+            return sets
         rows = [utt for utts in sets.require(out).rows.values() for utt in utts]
         sheet = out / "contact.png"
         contact_sheet(rows, sheet)
@@ -116,7 +123,7 @@ class Lips(Layout):
             for utt in utts:
                 jobs.setdefault(utt.video_filepath or "", str(out / "lips" / split / f"{utt.id}.npz"))
         facts: dict[str, dict[str, Any]] = {}
-        with JsonlWriter(out / "lips" / "done.jsonl", "key") as writer:
+        with JsonlWriter(self.part.place(out) / "lips" / "done.jsonl", "key") as writer:
             keys = {video: self._key(video) for video in jobs}
             for video in jobs:
                 known = writer.rows.get(keys[video] or "")

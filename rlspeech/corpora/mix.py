@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rlspeech import log
-from rlspeech.config_parts import conf
+from rlspeech.config_parts import ALL, Shard, conf
 from rlspeech.corpora import folder
 from rlspeech.corpora.base import Candidate, Layout, Rendered, Sets, dropped_row
 from rlspeech.corpora.lips import draw_all
@@ -53,6 +53,10 @@ class Material(Layout):
             for source in sources:
                 yield from folder.find(source, split, out)
 
+    def mine(self, row: Candidate) -> bool:
+        """Every shard that renders needs all of the material; ``prepare mix`` without ``--render`` may have checked it in shards."""
+        return bool(self.render) or super().mine(row)
+
     def material(self, out: Path) -> Sets:
         """Return clean speech, noise and rooms. Raises ``UserError`` where no speech or no noise is left."""
         return self.vetted(self.find(out), out, splits=("clean", "noise"))
@@ -70,14 +74,15 @@ class Mix(Material):
         draw = partial(draw_all, out=out, seed=self.seed, workers=self.processes())
 
         def mixtures() -> Rendered:
-            recipe = out / "sources" / "mix.json"
-            rows, failed = render(recipe, out, self.render, self.seed, self.render_s, self.processes())
-            rows, undrawn = draw(rows) if self.mouths else (rows, [])
+            recipe = self.part.place(out) / "sources" / "mix.json"
+            rows, failed = render(recipe, out, self.render, self.seed, self.render_s, self.processes(), self.part)
+            rows, undrawn = draw(rows) if mouths else (rows, [])
             return rows, failed + undrawn
 
+        mouths = self.mouths and not self.part.own  # they are drawn when shards are joined
         if self.render:
             sets.render = mixtures
-        elif self.mouths:
+        elif mouths:
             sets.rows["clean"], sets.failed = draw(sets.rows["clean"])
         return sets
 
@@ -142,8 +147,8 @@ def render_one(
     )
 
 
-def render(recipe: Path, out: Path, count: int, seed: int, clip_s: float, workers: int) -> Rendered:
-    """Write ``count`` mixtures of a recipe below ``out/audio``; those finished by a former call are not made again.
+def render(recipe: Path, out: Path, count: int, seed: int, clip_s: float, workers: int, part: Shard = ALL) -> Rendered:
+    """Write ``count`` mixtures of a recipe, or a shard's of them, below ``out/audio``; those finished by a former call are not made again.
 
     Returns:
         rows, and for every mixture that could not be made a row with its reason.
@@ -154,19 +159,20 @@ def render(recipe: Path, out: Path, count: int, seed: int, clip_s: float, worker
     stamp = _fingerprint(recipe, seed, clip_s)
     rows: dict[int, Utterance] = {}
     failed: list[dict[str, Any]] = []
-    with JsonlWriter(out / "rendered.jsonl", "key") as journal:
-        for number in range(count):
+    numbers = [n for n in range(count) if part.has(NAME.format(n))]
+    with JsonlWriter(part.place(out) / "rendered.jsonl", "key") as journal:
+        for number in numbers:
             old = journal.rows.get(f"{stamp}:{number}")
             if old and all((out / old[k]).is_file() for k in ("audio_filepath", "target_filepath")):
                 rows[number] = from_row({k: v for k, v in old.items() if k != "key"}, out)
         if rows:
-            log.say(f"{len(rows)} of {count} mixtures were written before")
+            log.say(f"{len(rows)} of {len(numbers)} mixtures were written before")
         work = partial(_render_number, recipe=str(recipe), out=out / "audio", seed=seed, clip_s=clip_s)
-        todo = [n for n in range(count) if n not in rows]
+        todo = [n for n in numbers if n not in rows]
         try:
             for number, result in parallel_map(work, todo, workers, 300.0, "mixing" if todo else None, "mixtures"):
                 if isinstance(result, OSError):
-                    raise write_error(out, result, f"{len(rows)} of {count} mixtures were kept") from result
+                    raise write_error(out, result, f"{len(rows)} of {len(numbers)} mixtures were kept") from result
                 if isinstance(result, Exception):
                     detail = str(result) or type(result).__name__
                     failed.append(dropped_row("manifest", NAME.format(number), recipe, "cannot be mixed", detail))
@@ -174,7 +180,7 @@ def render(recipe: Path, out: Path, count: int, seed: int, clip_s: float, worker
                 rows[number] = result
                 journal.write({"key": f"{stamp}:{number}"} | to_row(result, out))
         except KeyboardInterrupt:
-            log.say(f"stopped: {len(rows)} of {count} mixtures are written; the same command goes on from there")
+            log.say(f"stopped: {len(rows)} of {len(numbers)} mixtures are written; the same command goes on from there")
             raise
     return [rows[n] for n in sorted(rows)], failed
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from rlspeech import log
+from rlspeech.config_parts import ALL, Shard
 from rlspeech.data.audio import resample
 from rlspeech.data.decode import AUDIO_SUFFIXES, VIDEO_SUFFIXES, AudioError, read_audio
 from rlspeech.data.manifest import ROWS, SAMPLE_SET, from_row, usable_rows
@@ -40,6 +41,7 @@ HYPOTHESES = ("hypothesis", "pred_text")  # columns of a manifest
 WRITTEN = (*HYPOTHESES, "text")  # of a file of hypotheses alone
 ROUNDED_S = 0.01  # what durations lose in manifests
 SILENCE = np.zeros(0, dtype=np.float32)
+GIVEN = ("target", "text", "hypothesis")
 
 
 @dataclass(slots=True)
@@ -74,21 +76,27 @@ class Items(Sequence[Item]):
     """Items by their keys, in order.
 
     Args:
-        items: in any order; ``keys`` and ``stamps`` (checksums) are kept of them, and the names of their ``columns``.
+        items: in any order; ``keys`` and ``stamps`` (checksums) are kept of them, and the names of their ``columns``. ``given`` says
+            which references and texts there are at all: (name, whether it is not empty).
         again: gives the item of an index once more, and none is kept; None keeps them.
+        shard: only these, but ``columns`` and ``given`` are of all.
     """
 
-    def __init__(self, items: Iterable[Item], again: Callable[[int], Item] | None = None) -> None:
-        kept, keys, stamps, self.columns = list[Item](), list[str](), array("I"), set[str]()
-        for item in items:
-            keys.append(item.key)
-            stamps.append(int(item.stamp(), 16))
+    def __init__(self, items: Iterable[Item], again: Callable[[int], Item] | None = None, shard: Shard = ALL) -> None:
+        kept, keys, stamps, self.columns = dict[int, Item](), list[str](), array("I"), set[str]()
+        places, self.given = array("L"), set[tuple[str, bool]]()
+        for place, item in enumerate(items):
             self.columns.update(item.columns)
-            if again is None:
-                kept.append(item)
-        self._order = array("L", sorted(range(len(keys)), key=keys.__getitem__))
-        self.keys, self.stamps = [keys[n] for n in self._order], array("I", (stamps[n] for n in self._order))
-        self._item = again or kept.__getitem__
+            self.given.update((n, bool(v)) for n in GIVEN if (v := getattr(item, n)) is not None)
+            if shard.has(item.key):
+                keys.append(item.key)
+                places.append(place)
+                stamps.append(int(item.stamp(), 16))
+                if again is None:
+                    kept[place] = item
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        self.keys, self.stamps = [keys[n] for n in order], array("I", (stamps[n] for n in order))
+        self._order, self._item = array("L", (places[n] for n in order)), again or kept.__getitem__
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -99,7 +107,7 @@ class Items(Sequence[Item]):
         return item
 
 
-def _rows(path: Path, texts_only: bool) -> Items:
+def _rows(path: Path, texts_only: bool, shard: Shard) -> Items:
     """The rows of a manifest; in memory there is where they begin. Raises as ``read_manifest`` does."""
     numbers, base = array("L"), Path(os.path.realpath(os.path.dirname(os.path.abspath(path))))
 
@@ -112,7 +120,7 @@ def _rows(path: Path, texts_only: bool) -> Items:
         file.seek(starts[numbers[n] - 1])
         return _from_utterance(from_row(parse_json(file.readline()), base, texts_only))
 
-    items = Items(numbered(), again)
+    items = Items(numbered(), again, shard)
     file = open_lines(path)
     starts = array("Q", itertools.accumulate(map(len, file), initial=file.tell()))
     return items
@@ -125,6 +133,7 @@ def collect(
     hypotheses: str | None = None,
     *,
     texts_only: bool = False,
+    shard: Shard = ALL,
 ) -> Items:
     """List what there is to score, sorted by key; rows of a manifest to which nothing is added stay on the disk.
 
@@ -134,6 +143,7 @@ def collect(
         text: transcripts, see ``read_texts``.
         hypotheses: what a recogniser made of the files, in the same forms; a file's answers are then the only ones.
         texts_only: no reward asks for audio; rows of a manifest need an id and texts only.
+        shard: only its items, of which there may be none.
 
     Raises:
         UserError: nothing to score, or references, transcripts or hypotheses that match nothing.
@@ -141,7 +151,7 @@ def collect(
     if isinstance(path, str | Path):
         path = _stored(Path(path))
         if Path(path).suffix in ROWS and not (target or text or hypotheses or os.path.isdir(path)):
-            return _rows(Path(path), texts_only)
+            return _rows(Path(path), texts_only, shard)
         path = Path(path)
         if not (path.is_dir() or path.suffix in ROWS or path.is_file() and path.suffix.lower() in SOUND):
             why, example = "" if path.exists() else "there is no such path", "rlspeech reward FOLDER --reward dnsmos"
@@ -161,7 +171,7 @@ def collect(
     if hypotheses:
         for item, found in zip(items, _hypotheses(items, hypotheses), strict=True):
             item.hypothesis = found
-    return Items(items)
+    return Items(items, shard=shard)
 
 
 def _stored(path: Path) -> Path:

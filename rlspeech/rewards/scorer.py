@@ -166,8 +166,12 @@ class Scorer(AbstractContextManager["Scorer"]):
             out[r.asked] = {"version": self._family(r).version, "sample_rate": entry.sample_rate}
             out[r.asked] |= {"options": dict(r.options), "column": r.column, "higher_is_better": up}
             out[r.asked] |= {"where": entry.where, "needs": sorted(entry.needs)}
-        out["_input"] = {"resampled": dict(self.resampled), "over_full_scale": self.over_full_scale}
-        return out
+        return out | {"_input": self.input}
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """What was resampled or scaled down."""
+        return {"resampled": dict(self.resampled), "over_full_scale": self.over_full_scale}
 
     def _family(self, request: Request) -> Family:
         if request.key not in self._families:

@@ -22,7 +22,7 @@ import numpy as np
 
 from rlspeech import log
 from rlspeech.config import Enhancement
-from rlspeech.config_parts import Count, EulerSteps, NonNegative, Strict, Whole, conf
+from rlspeech.config_parts import SHARD, Count, EulerSteps, NonNegative, Shard, ShardText, Strict, Whole, conf
 from rlspeech.data import long
 from rlspeech.data.audio import AudioError, save_audio
 from rlspeech.data.decode import sound_info
@@ -31,6 +31,7 @@ from rlspeech.data.manifest import ROWS
 from rlspeech.data.video import LIPS_FPS, LipsError
 from rlspeech.files import held, too_long, write_error
 from rlspeech.stages.jobs import FileJob, summarise
+from rlspeech.stages.shards import sharded
 from rlspeech.tasks import get_task
 from rlspeech.tasks.owners import check_owners
 from rlspeech.types import UserError
@@ -57,6 +58,7 @@ class Enhance(Strict):
     batch: Count = conf(8, "files or chunks at once")
     chunk_s: float = conf(20.0, "longer files are cut into chunks that overlap by a second", gt=3)
     overwrite: bool = conf(False, "write results that already exist again")
+    shard: ShardText | None = conf(None, SHARD)
     seed: Whole = 0
     device: str = "auto"
 
@@ -76,6 +78,7 @@ class _Recording(NamedTuple):
     lips: np.ndarray | None
 
 
+@sharded("enhance", lambda config: config.out)
 def run(config: Enhance) -> dict[str, Any]:
     """Enhance everything that can be enhanced.
 
@@ -89,15 +92,17 @@ def run(config: Enhance) -> dict[str, Any]:
         raise UserError("no output folder", "", "--out FOLDER")
     check_owners(config, get_task(config.task))
     out, began_s = Path(config.out).absolute(), time.monotonic()
-    jobs = _jobs(config, out)
+    jobs, shard = _jobs(config, out), Shard.of(config.shard)
+    jobs = [job for job in jobs if shard.has(job.item.key)]
     todo = [job for job in jobs if job.error is None and (config.overwrite or not job.target.exists())]
     notes = Counter[str]()
     if todo:
-        with held(out):
+        with held(shard.place(out)):
             _enhance(config, todo, notes)
     for note, count in notes.items():
         log.say(f"{log.several(count, 'file')} {note}")
-    summary = summarise("enhanced", "file", jobs, todo, began_s, str(out), "rlspeech check on the input")
+    hint = "" if shard.own else "rlspeech check on the input"
+    summary = summarise("enhanced", "file", jobs, todo, began_s, str(out), hint)
     if blind := sum(n for note, n in notes.items() if note.startswith(BLIND)):
         summary["without_video"] = blind
     rows = [["enhanced", summary["enhanced"]], ["exist already", summary["skipped"]], ["left out", summary["failed"]]]

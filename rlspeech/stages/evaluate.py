@@ -11,15 +11,20 @@ units), of the utterances that every system could be scored on; a bound (``recor
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rlspeech import log
 from rlspeech.config import Evaluate
+from rlspeech.config_parts import Shard
 from rlspeech.data.batches import columns_of
 from rlspeech.data.manifest import find_manifest, holds_rows, read_manifest
 from rlspeech.engine import Engine, Watchdog
+from rlspeech.files import dumps, read_jsonl, read_object, write_text
 from rlspeech.models.hub import fingerprint
 from rlspeech.report.build import compared, print_table, write_page
 from rlspeech.report.runs import open_runs
@@ -27,8 +32,9 @@ from rlspeech.rewards import base
 from rlspeech.rewards.rates import RATES, UNDIRECTED, RateComparison, compare_rates, counts_of
 from rlspeech.rewards.rules import TextRules
 from rlspeech.rewards.scorer import Pending, Scorer
-from rlspeech.run import Run, settings_of
+from rlspeech.run import Run, default_name, settings_of
 from rlspeech.scores import ScoreTable, write_json
+from rlspeech.stages.shards import sharded
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
 from rlspeech.tasks.evaluation import Answers, Evaluation, System, grouped, reason_of
@@ -37,17 +43,22 @@ from rlspeech.types import Sample, UserError, Utterance
 
 # what a run that goes on may change
 NEUTRAL = ("models", "systems", "shuffled", "baseline", "metrics", "limit", "batch", "by", "players", "anchors")
+OWN = ("logs", "checkpoints", "tensorboard", "wandb")  # folders of a run that hold no outputs
 Rows = Sequence[Utterance]
 MOST_VALUES = 12  # of the column ``by`` that get a table
 UNITS = {r.name: "%" if r.factor == 100 else "words" for r in RATES}
 DIRECTIONS = {r.name: r.higher_is_better for r in RATES}
 
 
-def run(config: Evaluate) -> dict[str, Any]:
+@sharded("eval", lambda config: config.out or str(Path("runs", default_name("eval", config))))
+def run(config: Evaluate, joined: Sequence[Path] = ()) -> dict[str, Any]:
     """Answer, score and compare.
 
+    Args:
+        joined: folders of shards, whose outputs and rows are taken over; no system answers then.
+
     Returns:
-        what ``metrics.json`` holds, and the paths of the run, the report and the rows.
+        what ``metrics.json`` holds, and the paths of the run, the report and the rows; of a shard only how many rows it has.
 
     Raises:
         UserError: data, checkpoint, metric or baseline that cannot be used; no utterance that could be scored.
@@ -62,6 +73,8 @@ def run(config: Evaluate) -> dict[str, Any]:
         raise UserError(f"{manifest} is a mixture recipe", why, try_this)
     every = read_manifest(manifest)
     utts, remarks = evaluation.rows(every[: config.limit])
+    shard = Shard.of(config.shard)
+    utts = [u for u in utts if shard.has(u.id)]
     systems = evaluation.systems(every)
     baseline = _baseline(config, systems)
     prints = {s.name: _fingerprint(s, config.task) for s in systems}
@@ -81,20 +94,26 @@ def run(config: Evaluate) -> dict[str, Any]:
             table.rows.clear()
         for name, before in table.keep(prints).items():
             _forget(table, name, before, prints[name])
-        options, workers = evaluation.scoring(), 0 if evaluation.recounted else config.workers
+        for part in joined:
+            _take(table, part, prints)
+        options, workers = evaluation.scoring(), 0 if evaluation.recounted or joined else config.workers
         with Scorer(metrics, device=str(engine.device), workers=workers, options=options) as scorer:
-            scorer.dry_run()
+            if not joined:
+                scorer.dry_run()
             for system in systems:
                 try:
                     with evaluation.answers(system, table, prints[system.name]) as answers:
-                        _score(answers, utts, scorer, engine, dog)
+                        if not joined:
+                            _score(answers, utts, scorer, engine, dog)
                 except UserError as error:
                     if system.compared:
                         raise
                     notes.append(f"no {system.name}: {error.what}")  # a bound that is not to be had
             meta, seconds = scorer.meta(), {k: round(v, 2) for k, v in scorer.seconds.items()}
+        table.write((s.name, u.id) for s in systems for u in utts)
+        if shard.own:
+            return {"run": str(folder.path), "scores": str(table.path), "n": len(utts)}
         result = Result(evaluation, table, utts, systems, baseline)
-        table.write()
         summary = result.summary([*notes, *result.notes])
         summary["seconds"] = {"total": round(time.monotonic() - began_s, 1), **seconds}
         write_json(folder.path / "metrics.json", summary)
@@ -102,6 +121,8 @@ def run(config: Evaluate) -> dict[str, Any]:
         print_table(compared(open_runs([str(folder.path)])))
         page = write_page(folder.path)
         summary |= {"run": str(folder.path), "report": str(page) if page else None, "scores": str(table.path)}
+        if joined:
+            summary["missing"] = sum(not table.row(s, u.id) for s in result.names for u in utts)
     if page is not None:
         log.say(f"next: open {page} in a browser")
     return summary
@@ -142,6 +163,27 @@ def _forget(table: ScoreTable, name: str, before: str, now: str) -> None:
     for pattern in (f"audio/{name}/*.flac", f"hypotheses/{name}.jsonl"):
         for path in table.folder.glob(pattern):
             path.unlink()
+
+
+def _take(table: ScoreTable, part: Path, prints: Mapping[str, str]) -> None:
+    """Take over a shard's rows and outputs. Raises ``UserError`` where they are of other weights."""
+    found = read_object(part / "systems.json")
+    if other := [name for name, now in prints.items() if found.get(name) != now]:
+        raise UserError(f"{part} was not made by the others' models", ", ".join(other), "run that shard once more")
+    table.rows |= ScoreTable(part, table.metrics).rows
+    for path in (p for p in sorted(part.glob("*/**/*")) if p.is_file()):
+        way = path.relative_to(part)
+        if way.suffix == ".jsonl":
+            rows = {row["key"]: row for file in (table.folder / way, path) for row in read_jsonl(file)}
+            write_text(table.folder / way, (dumps(row) + "\n" for row in rows.values()))
+        elif way.parts[0] not in OWN:
+            target = table.folder / way
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            try:  # a million files take no room twice
+                os.link(path, target)
+            except OSError:
+                shutil.copyfile(path, target)
 
 
 def _score(answers: Answers, utts: Rows, scorer: Scorer, engine: Engine, dog: Watchdog) -> None:

@@ -66,13 +66,14 @@ def summarise(
         verb, unit: what was done, "enhanced", and what a job is, "file".
         jobs, todo: all inputs, and those that had no result before.
         began_s: on the monotonic clock.
+        try_this: where not one result could be made; empty: that is no error.
 
     Raises:
         UserError: there are failures and not one result.
     """
     good, failed = [j for j in todo if j.error is None], {j.name: j.error for j in jobs if j.error is not None}
     skipped = sum(j.error is None for j in jobs) - len(good)
-    if failed and not good and not skipped:
+    if failed and try_this and not good and not skipped:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(failed.items())[:3])
         raise UserError(f"not one of {log.several(len(failed), unit)} could be {verb}", why, try_this)
     audio_s, wall_s = sum(j.seconds for j in good), time.monotonic() - began_s

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from rlspeech import log
 from rlspeech.config_parts import conf
 from rlspeech.corpora.avsec import Avsec
-from rlspeech.corpora.base import Layout, Sets, Source, counted, next_command
+from rlspeech.corpora.base import CHECKS, Layout, Sets, Source, counted, next_command
 from rlspeech.corpora.demo import Demo
 from rlspeech.corpora.folder import Folder, Pairs
 from rlspeech.corpora.lips import Lips
@@ -25,13 +25,16 @@ from rlspeech.corpora.published import Dns, LibriSpeech, VoiceBank
 from rlspeech.corpora.toolkits import Kaldi, Lhotse, Nemo
 from rlspeech.data.manifest import meta_path, write_manifest
 from rlspeech.data.mixing import write_recipe
-from rlspeech.files import held
+from rlspeech.files import JsonlWriter, held, numbered_rows
 from rlspeech.scores import write_json
+from rlspeech.stages.shards import sharded
 from rlspeech.types import UserError, Utterance
 
 # These share the settings of their files and metas, as they did when there was one class for all; another source needs no place here:
 # its command names its class.
 LAYOUTS = (Dns, VoiceBank, Pairs, Mix, Ladder, Folder, LibriSpeech, Kaldi, Nemo, Lhotse, Avsec, Lips, Demo)
+JOURNALS = (CHECKS, "rendered.jsonl", "lips/done.jsonl")  # of shards, taken over where they are joined
+WHOLE = ("demo", "ladder")  # not made in shards
 First = Literal["dns", "voicebank", "pairs", "mix", "ladder", "folder"]
 Name = Literal[First, "librispeech", "kaldi", "nemo", "lhotse", "avsec4", "lips", "demo"]
 
@@ -62,8 +65,12 @@ def _name_owners() -> None:
 _name_owners()
 
 
-def run(config: Source) -> dict[str, Any]:
-    """Prepare one source.
+@sharded("prepare", lambda config: _out(config))
+def run(config: Source, joined: Sequence[Path] = ()) -> dict[str, Any]:
+    """Prepare one source; of a shard only the files are checked, cut or rendered, and journals kept of it.
+
+    Args:
+        joined: folders of shards, whose journals are taken over.
 
     Returns:
         ``source``, ``out``, ``manifests`` (name -> path, rows, hours, dropped), ``recipe``, ``dropped`` (reason -> count), ``next`` (a
@@ -80,21 +87,41 @@ def run(config: Source) -> dict[str, Any]:
             what = "a source" if name == "root" else name
             option = "" if name in ("root", "manifests") else f"--{name} PATH; "
             raise UserError(f"prepare {source.name} needs {what}", "", f"{option}rlspeech prepare {source.name} --help")
-    out = Path(os.path.abspath(config.out or os.path.join("data", source.name)))
-    with held(out):
+    if source.part.own and source.name in WHOLE:
+        raise UserError(f"prepare {source.name} does not work in shards", "", "leave out --shard")
+    out = _out(config)
+    aside = source.part.place(out)
+    with held(aside):
+        for name in JOURNALS:
+            if parts := [folder / name for folder in joined if (folder / name).exists()]:
+                with JsonlWriter(out / name, "key") as journal:
+                    for row in (row for path in parts for _, row in numbered_rows(path)):
+                        journal.write(row)
         sets = source.make(out)
-        manifests, recipe = _write(config, source.name, sets, out)
+        manifests, recipe = _write(config, source.name, sets, out, aside)
     summary: dict[str, Any] = {"source": source.name, "out": str(out), "manifests": manifests, "recipe": recipe}
     summary |= {"dropped": counted(sets.dropped + sets.failed)} | sets.facts
+    if aside != out:
+        log.say(f"{source.name}: {log.several(sets.facts.get('checked', 0), 'file')} checked for {out}")
+        return summary
     summary["next"] = sets.following or next_command(out, sets.rows, recipe is not None)
     summary["seconds"] = round(time.monotonic() - start_s, 1)
     _report(summary, sets)
     return summary
 
 
-def _write(config: Source, name: str, sets: Sets, out: Path) -> tuple[dict[str, Any], str | None]:
-    """Write manifests, recipe and what is rendered; the manifests' entries of the summary, and the recipe's path."""
-    place = out / "sources" if sets.render else out
+def _out(config: Source) -> Path:
+    return Path(os.path.abspath(config.out or os.path.join("data", config.chosen().name)))
+
+
+def _write(config: Source, name: str, sets: Sets, out: Path, aside: Path) -> tuple[dict[str, Any], str | None]:
+    """Write manifests, recipe and what is rendered; the manifests' entries of the summary, and the recipe's path.
+
+    Of a shard (``aside`` is not ``out``) only what it renders, and what that is made of.
+    """
+    if aside != out and not sets.render:
+        return {}, None
+    place = aside / "sources" if sets.render else out
     written = partial(_write_set, config, name, sets)
     manifests = {split: written(place / f"{split}.jsonl", rows, sets.dropped) for split, rows in sets.rows.items()}
     recipe = None
@@ -104,6 +131,8 @@ def _write(config: Source, name: str, sets: Sets, out: Path) -> tuple[dict[str, 
             write_recipe(place, sets.mixing, rir="rir" in sets.rows)
     if sets.render:
         rows, sets.failed = sets.render()
+        if aside != out:
+            return {"rendered": len(rows)}, None
         if not rows:
             raise UserError("no mixture could be made", sets.failed[0]["detail"], f"look at {place}")
         sets.rows["manifest"], recipe = rows, None

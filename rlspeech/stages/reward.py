@@ -20,6 +20,7 @@ from typing import Any
 
 from rlspeech import log
 from rlspeech.config import ScoreFolder
+from rlspeech.config_parts import Shard
 from rlspeech.data.audio import AudioError
 from rlspeech.data.decode import remarks
 from rlspeech.data.inputs import HYPOTHESES, Item, Items, collect, without_audio
@@ -34,7 +35,8 @@ from rlspeech.rewards.catalogue import RECOGNISED, RECOGNISERS
 from rlspeech.rewards.rates import UNITS, units_rate
 from rlspeech.rewards.scorer import Pending, Scorer
 from rlspeech.rewards.user import is_trls
-from rlspeech.scores import FIXED, JUDGE_TEXT, ScoreFile
+from rlspeech.scores import FIXED, JUDGE_TEXT, ScoreFile, system_facts
+from rlspeech.stages.shards import sharded
 from rlspeech.stats import Interval, mean_interval
 from rlspeech.types import Sample, Score, UserError
 
@@ -43,11 +45,16 @@ Read = Callable[[Item], Found]
 Loaded = list[tuple[Item, Found]]
 
 
-def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]:
+@sharded("reward", lambda config, path: config.out or str(_out(None, path)))
+def run(config: ScoreFolder, path: str | Path | Sequence[str], joined: Sequence[Path] = ()) -> dict[str, Any]:
     """Score everything under ``path``: a folder, manifest or audio file, or several of them.
 
+    Args:
+        joined: folders of shards, whose scores are taken over; nothing is computed then.
+
     Returns:
-        the summary: per metric mean, interval, valid and failed counts, reasons; where the scores are; seconds per metric.
+        the summary: per metric mean, interval, valid and failed counts, reasons; where the scores are; seconds per metric; of joined
+        shards how many files are to be scored once more (``missing``).
 
     Raises:
         UserError: nothing to score, a reward that cannot be used, or one whose references or transcripts are missing altogether.
@@ -56,20 +63,26 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]
     options = _options(config, [base.resolve(r).entry.family for r in asked])
     requests = [base.resolve(r, options.get(base.resolve(r).entry.family)) for r in asked]
     silent = all(_reads_only(r) for r in requests)
-    items = collect(path, config.target, config.text, config.hypotheses, texts_only=silent)
+    shard = Shard.of(config.shard)
+    items = collect(path, config.target, config.text, config.hypotheses, texts_only=silent, shard=shard)
     if config.hypotheses and not any(_judges_texts(r) for r in requests):
         raise UserError("no reward judges the hypotheses", "", "--reward asr_wer, or leave out --hypotheses")
     if unasked := sorted(set(options) - {r.entry.family for r in requests}):
         what = f"{', '.join(options[unasked[0]])} of the reward {unasked[0]} is set, and it is not asked for"
         raise UserError(what, "", f"--reward {unasked[0]}, or leave it out")
-    how: dict[str, Any] = {"workers": config.workers, "timeout_s": config.timeout_s, "options": options}
+    how: dict[str, Any] = {"workers": config.workers * (not joined), "timeout_s": config.timeout_s, "options": options}
     with ExitStack() as stack:
         scorer = stack.enter_context(Scorer(asked, device=_device(config.device, requests), **how))
         _check_needs(scorer, items)
-        meta = {r.asked: {**scorer.meta()[r.asked], **_normaliser(r)} for r in scorer.requests}
         place = _out(config.out, path)
+        found = system_facts(joined[0] / place.name, config.system)["metrics"] if joined else scorer.meta()
+        meta = {r.asked: {**found[r.asked], **_normaliser(r)} for r in scorer.requests}
         stack.enter_context(held(place.parent))
         scores = ScoreFile(place, config.system, meta)
+        for folder in joined:
+            counted = scores.take(folder / place.name)
+            scorer.resampled.update(counted.get("resampled", {}))
+            scorer.over_full_scale += counted.get("over_full_scale", 0)
         known = enumerate(zip(items.keys, items.stamps, strict=True))
         todo = array("L", (n for n, (key, stamp) in known if scores.missing(key, f"{stamp:08x}")))
         if scores.outdated:
@@ -77,6 +90,7 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]
             log.say(f"recomputing {', '.join(scores.outdated)}: {why}")
         if done := len(items) - len(todo):
             log.say(f"{done} of {len(items)} files are in {scores.path} already")
+        left, todo = len(todo) * bool(joined), array("L") if joined else todo
         try:
             parts = _ahead(items, todo, _batch(config, path), without_audio if silent else read_audio)
             _score_all(scorer, scores, parts, len(items), done)
@@ -87,7 +101,7 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str]) -> dict[str, Any]
             scores.write()
             facts = _facts(scores, scorer, items.keys, config.seed)
             scores.write_meta({**facts, "settings": _settings(config, path)})
-    return _report(scores, scorer, items, config)
+    return _report(scores, scorer, items, config) | ({"missing": left} if joined else {})
 
 
 def _options(config: ScoreFolder, asked: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -201,7 +215,7 @@ def _facts(scores: ScoreFile, scorer: Scorer, keys: Sequence[str], seed: int) ->
         measured = {"mean": found.mean, "lo": found.lo, "hi": found.hi, "reasons": reasons}
         metrics[name] = {**scores.metrics[name], **counts, **measured}
     mine = scores.meta["systems"][scores.system]
-    return {"metrics": {**mine["metrics"], **metrics}, "n": len(keys), "input": scorer.meta()["_input"]}
+    return {"metrics": {**mine["metrics"], **metrics}, "n": len(keys), "input": scorer.input}
 
 
 def _report(scores: ScoreFile, scorer: Scorer, items: Items, config: ScoreFolder) -> dict[str, Any]:
@@ -229,7 +243,8 @@ def _report(scores: ScoreFile, scorer: Scorer, items: Items, config: ScoreFolder
     asked = keys if any("llm" in name for name in facts) else ()
     judged = any(c.startswith(JUDGE_TEXT) and v for k in asked for c, v in scores.row(scores.system, k).items())
     shown = config.report == "auto" and (judged or corpus or order is not None)
-    page = write_page(scores.path) if config.report == "always" or shown else None
+    own = Shard.of(config.shard).own
+    page = write_page(scores.path) if not own and (config.report == "always" or shown) else None
     if page is not None:
         log.say(f"next: open {page} in a browser")
     seconds = {k: round(v, 3) for k, v in scorer.seconds.items()}
@@ -296,8 +311,8 @@ def _check_needs(scorer: Scorer, items: Items) -> None:
         ("text", "transcript", "--text FILE"),
     ):
         # of words, "" is a transcript like any other: nothing is said
-        empty = {r.asked: (None, "")[: 2 - _judges_texts(r)] for r in scorer.requests if need in r.entry.needs}
-        if wanting := [asked for asked, nothing in empty.items() if all(getattr(i, need) in nothing for i in items)]:
+        asking = [r for r in scorer.requests if need in r.entry.needs]
+        if wanting := [r.asked for r in asking if items.given.isdisjoint({(need, True), (need, not _judges_texts(r))})]:
             what = f"{', '.join(wanting)} cannot be computed without a {what} for each file"
             raise UserError(what, "none is given", flag)
 

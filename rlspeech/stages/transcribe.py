@@ -21,12 +21,13 @@ from typing import Any, Literal
 import numpy as np
 
 from rlspeech import log
-from rlspeech.config_parts import Count, Sampling, Strict, Whole, conf
+from rlspeech.config_parts import SHARD, Count, Sampling, Shard, ShardText, Strict, Whole, conf
 from rlspeech.data.decode import AudioError, regular_file
 from rlspeech.data.inputs import SOUND, expand
-from rlspeech.files import JsonlWriter, held, read_jsonl, safe_name, too_long, write_text
+from rlspeech.files import JsonlWriter, dumps, held, read_jsonl, safe_name, too_long, write_text
 from rlspeech.log import several
 from rlspeech.stages.jobs import FileJob, summarise
+from rlspeech.stages.shards import sharded
 from rlspeech.tasks.owners import check_owners
 from rlspeech.types import UserError
 
@@ -42,6 +43,7 @@ class Transcribe(Strict):
     batch: Count = conf(8, "files or pieces in one batch")
     precision: Literal["fp32", "bf16"] = "fp32"
     overwrite: bool = conf(False, "write results that already exist again")
+    shard: ShardText | None = conf(None, SHARD)
     seed: Whole = 0
     device: str = "auto"
 
@@ -60,6 +62,7 @@ class _Job(FileJob):
         return self.item.key
 
 
+@sharded("transcribe", lambda config: config.out)
 def run(config: Transcribe) -> dict[str, Any]:
     """Recognise everything that can be recognised.
 
@@ -72,9 +75,10 @@ def run(config: Transcribe) -> dict[str, Any]:
     from rlspeech.tasks import RECOGNITION, get_task
 
     check_owners(config, get_task(RECOGNITION))
-    jobs, began_s = _jobs(config.inputs), time.monotonic()
+    jobs, began_s, shard = _jobs(config.inputs), time.monotonic(), Shard.of(config.shard)
+    jobs = [job for job in jobs if shard.has(job.key)]
     place = None if config.out in (None, "-") else Path(str(config.out))
-    folder = place.parent if place is not None and place.suffix == ".jsonl" else place
+    folder = place.parent if place is not None and place.suffix == ".jsonl" else place and shard.place(place)
     with held(folder), contextlib.closing(_sink(config, len(jobs))) as sink:
         todo = [job for job in jobs if job.error is None and not sink.has(job)]
         if todo:
@@ -82,8 +86,19 @@ def run(config: Transcribe) -> dict[str, Any]:
     good = [j for j in todo if j.error is None]
     if cut := sum(j.cut_short for j in good):
         log.warn(f"{cut} pieces ran into their limit, texts may end early or loop: --set sampling.tokens_per_s=20")
-    summary = summarise("transcribed", "file", jobs, todo, began_s, config.out, "rlspeech check on the input")
+    hint = "" if shard.own else "rlspeech check on the input"
+    summary = summarise("transcribed", "file", jobs, todo, began_s, config.out, hint)
     return summary | {"truncated": cut, "results": [_row(j) for j in good]}
+
+
+def join(config: Transcribe, joined: Sequence[Path]) -> None:
+    """Write the rows in the folders of shards as one file, in the order of the inputs."""
+    place = Path(str(config.out))
+    with held(place.parent):
+        rows = {row["id"]: row for folder in (place.parent, *joined) for row in read_jsonl(folder / place.name)}
+        order = (safe_name(job.key) for job in _jobs(config.inputs))
+        rows = {key: rows[key] for key in order if key in rows} | rows
+        write_text(place, (dumps(row) + "\n" for row in rows.values()))
 
 
 def _jobs(inputs: Sequence[str]) -> list[_Job]:
