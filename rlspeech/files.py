@@ -303,6 +303,13 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     return list(takewhile(lambda row: isinstance(row, dict), rows))
 
 
+def join_rows(path: Path, parts: Iterable[Path], key: str = "key", order: Iterable[str] = ()) -> None:
+    """Add the rows of JSONL files to those of ``path``, of each key the last one, and write them, the keys of ``order`` first."""
+    rows = {row[key]: row for file in (path, *parts) for row in read_jsonl(file)}
+    if rows:
+        write_text(path, (dumps(row) + "\n" for row in ({k: rows[k] for k in order if k in rows} | rows).values()))
+
+
 class JsonlWriter(AbstractContextManager["JsonlWriter"]):
     """Append rows to a JSONL file, one write a row; opening an old file continues it.
 

@@ -34,7 +34,9 @@ from rlspeech.types import UserError
 
 KEEP = 2  # checkpoints besides the best one
 # files of a run that has not begun
-SETTINGS = frozenset({"config.yaml", "config.resolved.json", "env.json", ".lock", "report.html", "wandb-id"})
+SETTINGS = frozenset(
+    {"config.yaml", "config.resolved.json", "env.json", ".lock", "report.html", "shard.json", "wandb-id"}
+)
 # Keys that may differ when a run goes on: they change where, how fast and how often it looks, not what is computed.
 NEUTRAL = frozenset(
     "out shard device workers save_every valid_every max_minutes micro_batch probe_batches players timeout_s tracker".split()
@@ -76,7 +78,7 @@ class Run(AbstractContextManager["Run"]):
             UserError: another process holds the folder; it holds another run; it cannot be written; a tracker is missing.
         """
         check_trackers(getattr(config, "tracker", ()))
-        path = Path(out) if out else Path("runs") / default_name(stage, config)
+        path = Path(out) if out else Path("runs") / _default_name(stage, config)
         run = cls(path.absolute(), stage, config)
         if not run.main:
             return run
@@ -210,8 +212,7 @@ def settings_of(folder: str | Path | None) -> dict[str, Any]:
     return read_object(Path(folder or "") / "config.resolved.json")
 
 
-def default_name(stage: str, config: BaseModel) -> str:
-    """The folder's name, where none is given."""
+def _default_name(stage: str, config: BaseModel) -> str:
     settings = {k: v for k, v in flat(config.model_dump(mode="json")).items() if k.split(".")[0] not in NEUTRAL}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
     return "-".join(filter(None, (stage, getattr(config, "task", None), getattr(config, "algo", None), digest)))

@@ -231,9 +231,8 @@ class ScoreFile:
             UserError: its metrics are of other versions or options.
         """
         facts = system_facts(path, self.system)
-        other = [
-            n for n, m in self.metrics.items() if _identity(facts["metrics"].get(n, {}), True) != _identity(m, True)
-        ]
+        known = facts["metrics"]
+        other = [n for n, m in self.metrics.items() if _identity(known.get(n, {}), True) != _identity(m, True)]
         if other:
             why = f"{', '.join(other)}: another version, or other options"
             raise UserError(f"{path} was not computed as the others", why, "compute it once more")

@@ -31,6 +31,7 @@ ASR = {
     "rl": [*UPDATES, "probe_batches=4"],
     "eval": ["limit=4", "players=1"],
 }
+JOBS = sorted((ROOT / "examples" / "cluster").glob("*.sbatch"))
 INSTALLS = r"(python -m )?pip install|uv (pip|sync|venv)|python3? -m venv"
 # what is learnt from lies in files: no size of a rollout
 DPO = {"rl": [s for s in UPDATES if "group" not in s] + ["dpo.margin=0"]}
@@ -82,10 +83,10 @@ def test_commands_and_options_of_the_readme_exist() -> None:
 
     from rlspeech.cli import app
 
-    root = typer.main.get_command(app)
-    for line, block, _ in blocks():
+    root, jobs = typer.main.get_command(app), [(p.name, p.read_text()) for p in JOBS]
+    for line, block in [*((line, block) for line, block, _ in blocks()), *jobs]:
         for text in block.replace("\\\n", " ").splitlines():
-            text = text.split(" #")[0].strip()
+            text = re.sub("^srun torchrun .* -m ", "", text.split(" #")[0].strip())
             if not text.startswith("rlspeech "):
                 continue
             words, command = shlex.split(re.split(r"[|>;&]", text)[0])[1:], root
@@ -163,7 +164,7 @@ def test_every_block_of_the_readme_runs(tmp_path: Path, shim: dict[str, str], ch
         assert done.returncode == 0, f"README.md:{line} exits {done.returncode}\n{said}"
 
 
-SCRIPTS = sorted([*(ROOT / "examples").glob("*.sh"), ROOT / ".ci" / "run", ROOT / ".ci" / "install"])
+SCRIPTS = sorted([*(ROOT / "examples").glob("*.sh"), *JOBS, ROOT / ".ci" / "run", ROOT / ".ci" / "install"])
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)

@@ -246,7 +246,7 @@ def merge(out: Annotated[str, Argument(metavar="OUT", help="The --out of the sha
 
     Exits with code 2 where shards are missing or not finished: the others are joined then.
     """
-    if call("stages.merge:run", shared, out)["missing"]:
+    if call("stages.shards:merge", shared, out)["missing"]:
         raise Exit(2)
 
 

@@ -216,6 +216,8 @@ def stage(
         present(config)
         with log.waiting("loading"):
             function = load(run)
+        if getattr(config, "shard", None):
+            function = functools.partial(load("stages.shards:run"), function)
         late = {name: local_option(_value(value), name) for name, value in given.items()}
         return function(config, **late)  # type: ignore[no-any-return]
 

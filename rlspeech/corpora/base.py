@@ -333,7 +333,8 @@ def _measure_all(
     keys = {path: (stamp := file_stamp(path)) and stamp + floor for path in paths}
     facts: dict[str, FileFacts] = {}
     with JsonlWriter(out / CHECKS, "key") as writer:
-        before = {row["key"]: row for row in read_jsonl(SHARD_FOLDER.sub("", str(out)) + f"/{CHECKS}")} | writer.rows
+        whole = Path(SHARD_FOLDER.sub("", str(out)))
+        before = writer.rows if whole == out else {r["key"]: r for r in read_jsonl(whole / CHECKS)} | writer.rows
         for path, key in keys.items():
             if key and key in before:
                 facts[path] = FileFacts(**{k: v for k, v in before[key].items() if k != "key"})

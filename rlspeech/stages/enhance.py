@@ -30,8 +30,7 @@ from rlspeech.data.inputs import SOUND, Item, expand
 from rlspeech.data.manifest import ROWS
 from rlspeech.data.video import LIPS_FPS, LipsError
 from rlspeech.files import held, too_long, write_error
-from rlspeech.stages.jobs import FileJob, summarise
-from rlspeech.stages.shards import sharded
+from rlspeech.stages.jobs import FileJob, none_of, summarise
 from rlspeech.tasks import get_task
 from rlspeech.tasks.owners import check_owners
 from rlspeech.types import UserError
@@ -78,9 +77,8 @@ class _Recording(NamedTuple):
     lips: np.ndarray | None
 
 
-@sharded("enhance", lambda config: config.out)
-def run(config: Enhance) -> dict[str, Any]:
-    """Enhance everything that can be enhanced.
+def run(config: Enhance, joined: Sequence[Path] = ()) -> dict[str, Any]:
+    """Enhance everything that can be enhanced; of ``joined`` shards nothing, their results are in place.
 
     Returns:
         counts, the output folder, and the reason of each failure.
@@ -95,7 +93,7 @@ def run(config: Enhance) -> dict[str, Any]:
     jobs, shard = _jobs(config, out), Shard.of(config.shard)
     jobs = [job for job in jobs if shard.has(job.item.key)]
     todo = [job for job in jobs if job.error is None and (config.overwrite or not job.target.exists())]
-    notes = Counter[str]()
+    notes, todo = Counter[str](), none_of(todo) if joined else todo
     if todo:
         with held(shard.place(out)):
             _enhance(config, todo, notes)

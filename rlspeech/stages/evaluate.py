@@ -24,7 +24,7 @@ from rlspeech.config_parts import Shard
 from rlspeech.data.batches import columns_of
 from rlspeech.data.manifest import find_manifest, holds_rows, read_manifest
 from rlspeech.engine import Engine, Watchdog
-from rlspeech.files import dumps, read_jsonl, read_object, write_text
+from rlspeech.files import join_rows, read_object
 from rlspeech.models.hub import fingerprint
 from rlspeech.report.build import compared, print_table, write_page
 from rlspeech.report.runs import open_runs
@@ -32,9 +32,8 @@ from rlspeech.rewards import base
 from rlspeech.rewards.rates import RATES, UNDIRECTED, RateComparison, compare_rates, counts_of
 from rlspeech.rewards.rules import TextRules
 from rlspeech.rewards.scorer import Pending, Scorer
-from rlspeech.run import Run, default_name, settings_of
+from rlspeech.run import Run, settings_of
 from rlspeech.scores import ScoreTable, write_json
-from rlspeech.stages.shards import sharded
 from rlspeech.stats import Interval, mean_interval, paired_delta
 from rlspeech.tasks import get_task
 from rlspeech.tasks.evaluation import Answers, Evaluation, System, grouped, reason_of
@@ -50,7 +49,6 @@ UNITS = {r.name: "%" if r.factor == 100 else "words" for r in RATES}
 DIRECTIONS = {r.name: r.higher_is_better for r in RATES}
 
 
-@sharded("eval", lambda config: config.out or str(Path("runs", default_name("eval", config))))
 def run(config: Evaluate, joined: Sequence[Path] = ()) -> dict[str, Any]:
     """Answer, score and compare.
 
@@ -174,8 +172,7 @@ def _take(table: ScoreTable, part: Path, prints: Mapping[str, str]) -> None:
     for path in (p for p in sorted(part.glob("*/**/*")) if p.is_file()):
         way = path.relative_to(part)
         if way.suffix == ".jsonl":
-            rows = {row["key"]: row for file in (table.folder / way, path) for row in read_jsonl(file)}
-            write_text(table.folder / way, (dumps(row) + "\n" for row in rows.values()))
+            join_rows(table.folder / way, [path])
         elif way.parts[0] not in OWN:
             target = table.folder / way
             target.parent.mkdir(parents=True, exist_ok=True)

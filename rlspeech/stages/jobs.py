@@ -57,6 +57,13 @@ class FileJob(Job):
         return str(self.source)
 
 
+def none_of(todo: Sequence[Job]) -> list[Any]:
+    """Of jobs that shards have left without a result: none is to be done here."""
+    for job in todo:
+        job.fail("its shard has no result of it")
+    return []
+
+
 def summarise(
     verb: str, unit: str, jobs: Sequence[Job], todo: Sequence[Job], began_s: float, out: str | None, try_this: str
 ) -> dict[str, Any]:

@@ -25,9 +25,8 @@ from rlspeech.corpora.published import Dns, LibriSpeech, VoiceBank
 from rlspeech.corpora.toolkits import Kaldi, Lhotse, Nemo
 from rlspeech.data.manifest import meta_path, write_manifest
 from rlspeech.data.mixing import write_recipe
-from rlspeech.files import JsonlWriter, held, numbered_rows
+from rlspeech.files import held, join_rows
 from rlspeech.scores import write_json
-from rlspeech.stages.shards import sharded
 from rlspeech.types import UserError, Utterance
 
 # These share the settings of their files and metas, as they did when there was one class for all; another source needs no place here:
@@ -65,7 +64,6 @@ def _name_owners() -> None:
 _name_owners()
 
 
-@sharded("prepare", lambda config: _out(config))
 def run(config: Source, joined: Sequence[Path] = ()) -> dict[str, Any]:
     """Prepare one source; of a shard only the files are checked, cut or rendered, and journals kept of it.
 
@@ -89,14 +87,11 @@ def run(config: Source, joined: Sequence[Path] = ()) -> dict[str, Any]:
             raise UserError(f"prepare {source.name} needs {what}", "", f"{option}rlspeech prepare {source.name} --help")
     if source.part.own and source.name in WHOLE:
         raise UserError(f"prepare {source.name} does not work in shards", "", "leave out --shard")
-    out = _out(config)
+    out = Path(os.path.abspath(config.out or os.path.join("data", source.name)))
     aside = source.part.place(out)
     with held(aside):
-        for name in JOURNALS:
-            if parts := [folder / name for folder in joined if (folder / name).exists()]:
-                with JsonlWriter(out / name, "key") as journal:
-                    for row in (row for path in parts for _, row in numbered_rows(path)):
-                        journal.write(row)
+        for name in JOURNALS if joined else ():
+            join_rows(out / name, [folder / name for folder in joined])
         sets = source.make(out)
         manifests, recipe = _write(config, source.name, sets, out, aside)
     summary: dict[str, Any] = {"source": source.name, "out": str(out), "manifests": manifests, "recipe": recipe}
@@ -108,10 +103,6 @@ def run(config: Source, joined: Sequence[Path] = ()) -> dict[str, Any]:
     summary["seconds"] = round(time.monotonic() - start_s, 1)
     _report(summary, sets)
     return summary
-
-
-def _out(config: Source) -> Path:
-    return Path(os.path.abspath(config.out or os.path.join("data", config.chosen().name)))
 
 
 def _write(config: Source, name: str, sets: Sets, out: Path, aside: Path) -> tuple[dict[str, Any], str | None]:

@@ -36,7 +36,6 @@ from rlspeech.rewards.rates import UNITS, units_rate
 from rlspeech.rewards.scorer import Pending, Scorer
 from rlspeech.rewards.user import is_trls
 from rlspeech.scores import FIXED, JUDGE_TEXT, ScoreFile, system_facts
-from rlspeech.stages.shards import sharded
 from rlspeech.stats import Interval, mean_interval
 from rlspeech.types import Sample, Score, UserError
 
@@ -45,7 +44,6 @@ Read = Callable[[Item], Found]
 Loaded = list[tuple[Item, Found]]
 
 
-@sharded("reward", lambda config, path: config.out or str(_out(None, path)))
 def run(config: ScoreFolder, path: str | Path | Sequence[str], joined: Sequence[Path] = ()) -> dict[str, Any]:
     """Score everything under ``path``: a folder, manifest or audio file, or several of them.
 

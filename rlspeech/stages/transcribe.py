@@ -24,10 +24,9 @@ from rlspeech import log
 from rlspeech.config_parts import SHARD, Count, Sampling, Shard, ShardText, Strict, Whole, conf
 from rlspeech.data.decode import AudioError, regular_file
 from rlspeech.data.inputs import SOUND, expand
-from rlspeech.files import JsonlWriter, dumps, held, read_jsonl, safe_name, too_long, write_text
+from rlspeech.files import JsonlWriter, held, join_rows, read_jsonl, safe_name, too_long, write_text
 from rlspeech.log import several
-from rlspeech.stages.jobs import FileJob, summarise
-from rlspeech.stages.shards import sharded
+from rlspeech.stages.jobs import FileJob, none_of, summarise
 from rlspeech.tasks.owners import check_owners
 from rlspeech.types import UserError
 
@@ -62,9 +61,11 @@ class _Job(FileJob):
         return self.item.key
 
 
-@sharded("transcribe", lambda config: config.out)
-def run(config: Transcribe) -> dict[str, Any]:
+def run(config: Transcribe, joined: Sequence[Path] = ()) -> dict[str, Any]:
     """Recognise everything that can be recognised.
+
+    Args:
+        joined: folders of shards, whose results are taken over; nothing is recognised then.
 
     Returns:
         counts, seconds, the results, and the reason of each failure.
@@ -79,26 +80,21 @@ def run(config: Transcribe) -> dict[str, Any]:
     jobs = [job for job in jobs if shard.has(job.key)]
     place = None if config.out in (None, "-") else Path(str(config.out))
     folder = place.parent if place is not None and place.suffix == ".jsonl" else place and shard.place(place)
-    with held(folder), contextlib.closing(_sink(config, len(jobs))) as sink:
-        todo = [job for job in jobs if job.error is None and not sink.has(job)]
-        if todo:
-            _recognise(config, todo, sink)
+    with held(folder):
+        if joined and place and folder != place:
+            order = (safe_name(job.key) for job in jobs)
+            join_rows(place, (part / place.name for part in joined), "id", order)
+        with contextlib.closing(_sink(config, len(jobs))) as sink:
+            todo = [job for job in jobs if job.error is None and not sink.has(job)]
+            todo = none_of(todo) if joined else todo
+            if todo:
+                _recognise(config, todo, sink)
     good = [j for j in todo if j.error is None]
     if cut := sum(j.cut_short for j in good):
         log.warn(f"{cut} pieces ran into their limit, texts may end early or loop: --set sampling.tokens_per_s=20")
     hint = "" if shard.own else "rlspeech check on the input"
     summary = summarise("transcribed", "file", jobs, todo, began_s, config.out, hint)
     return summary | {"truncated": cut, "results": [_row(j) for j in good]}
-
-
-def join(config: Transcribe, joined: Sequence[Path]) -> None:
-    """Write the rows in the folders of shards as one file, in the order of the inputs."""
-    place = Path(str(config.out))
-    with held(place.parent):
-        rows = {row["id"]: row for folder in (place.parent, *joined) for row in read_jsonl(folder / place.name)}
-        order = (safe_name(job.key) for job in _jobs(config.inputs))
-        rows = {key: rows[key] for key in order if key in rows} | rows
-        write_text(place, (dumps(row) + "\n" for row in rows.values()))
 
 
 def _jobs(inputs: Sequence[str]) -> list[_Job]:

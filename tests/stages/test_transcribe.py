@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile as sf
-import torch
-from tiny_recognisers import RATE, tiny
+from tiny_recognisers import RATE, Counting, tiny
 
 from rlspeech.config import Sampling
 from rlspeech.data.manifest import read_manifest
@@ -20,31 +18,6 @@ from rlspeech.stages import transcribe
 from rlspeech.stages.transcribe import Transcribe
 from rlspeech.tasks.asr.task import Asr
 from rlspeech.types import UserError
-
-
-class Counting:
-    """Writes down the length of what it hears, in tenths of a second; never takes more than ``max_s``."""
-
-    sample_rate, max_s = RATE, 2.0
-    batches: list[int] = []  # noqa: RUF012
-    asked: list[dict[str, Any]] = []  # noqa: RUF012
-
-    def encode(self, wavs: list[np.ndarray], **given: Any) -> list[str]:
-        assert all(0.1 * RATE <= len(w) <= self.max_s * RATE for w in wavs)
-        if len(wavs) > 1 and any(np.abs(w).max() > 0.9 for w in wavs):
-            raise torch.OutOfMemoryError("too much at once")
-        if any(0.6 < np.abs(w).max() < 0.7 for w in wavs):
-            raise ValueError("a bad one")
-        self.batches.append(len(wavs))
-        self.asked.append(given)
-        return [str(round(10 * len(w) / RATE)) for w in wavs]
-
-    def generate(self, texts: list[str], *, max_new_tokens: int, **_: Any) -> SimpleNamespace:
-        assert max_new_tokens >= 16
-        return SimpleNamespace(ids=texts, mask=None, finished=torch.ones(len(texts), dtype=torch.bool))
-
-    def text(self, ids: list[str], mask: None) -> list[str]:
-        return ids
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,3 +40,28 @@ def write_corpus(folder: Path, rows: list[dict[str, Any]] | None = None) -> Path
         wav = 0.05 * np.random.default_rng(i).standard_normal(int(row["duration"] * RATE)).astype(np.float32)
         save_audio(folder / row["audio_filepath"], wav, RATE)
     return manifest(folder / "manifest.jsonl", corpus)
+
+
+class Counting:
+    """Writes down the length of what it hears, in tenths of a second; never takes more than ``max_s``."""
+
+    sample_rate, max_s = RATE, 2.0
+    batches: list[int] = []  # noqa: RUF012
+    asked: list[dict[str, Any]] = []  # noqa: RUF012
+
+    def encode(self, wavs: list[np.ndarray], **given: Any) -> list[str]:
+        assert all(0.1 * RATE <= len(w) <= self.max_s * RATE for w in wavs)
+        if len(wavs) > 1 and any(np.abs(w).max() > 0.9 for w in wavs):
+            raise torch.OutOfMemoryError("too much at once")
+        if any(0.6 < np.abs(w).max() < 0.7 for w in wavs):
+            raise ValueError("a bad one")
+        self.batches.append(len(wavs))
+        self.asked.append(given)
+        return [str(round(10 * len(w) / RATE)) for w in wavs]
+
+    def generate(self, texts: list[str], *, max_new_tokens: int, **_: Any) -> SimpleNamespace:
+        assert max_new_tokens >= 16
+        return SimpleNamespace(ids=texts, mask=None, finished=torch.ones(len(texts), dtype=torch.bool))
+
+    def text(self, ids: list[str], mask: None) -> list[str]:
+        return ids

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tiny_cli import RUN, called, refused, rows_of
 from tiny_corpora import sound, write
-from tiny_recognisers import RATE, ROWS, write_corpus
+from tiny_recognisers import RATE, ROWS, Counting, write_corpus
 from tiny_speech import write_pairs
 
 from rlspeech.cli import app
@@ -22,21 +20,6 @@ from rlspeech.corpora import base
 from rlspeech.tasks.asr.task import Asr
 
 Words = tuple[object, ...]
-
-
-class Measuring:
-    """Writes the length of what it gets, in tenths of a second, as a number in words."""
-
-    sample_rate, max_s = RATE, 30.0
-
-    def encode(self, wavs: list[np.ndarray], **_: Any) -> list[str]:
-        return ["one " * round(10 * len(w) / RATE) for w in wavs]
-
-    def generate(self, texts: list[str], **_: Any) -> SimpleNamespace:
-        return SimpleNamespace(ids=texts, mask=None, finished=torch.ones(len(texts), dtype=torch.bool))
-
-    def text(self, ids: list[str], mask: None) -> list[str]:
-        return ids
 
 
 def test_every_item_is_in_one_shard_whatever_the_others_are() -> None:
@@ -118,7 +101,7 @@ def test_recognisers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts: Words = ("transcribe", data, tmp_path / "data" / "none.wav")
     for words, out, name in (evaluation, "x", "scores.jsonl"), (texts, "t.jsonl", ""), (texts, "t", "a.txt"):
         with monkeypatch.context() as patch:
-            patch.setattr(Asr, "load", lambda *a, **k: (Measuring(), {}))
+            patch.setattr(Asr, "load", lambda *a, **k: (Counting(), {}))
             sharded(words, tmp_path / "parts" / out)
             called(*words, "--out", tmp_path / "whole" / out)
         same(words, tmp_path, out, name)  # no model is loaded
