@@ -88,7 +88,7 @@ class Items(Sequence[Item]):
         for place, item in enumerate(items):
             self.columns.update(item.columns)
             self.given.update((n, bool(v)) for n in GIVEN if (v := getattr(item, n)) is not None)
-            if shard.has(item.key):
+            if shard.has(item.columns["prompt"] if _is_stored(item.columns) else item.key):  # draws are compared
                 keys.append(item.key)
                 places.append(place)
                 stamps.append(int(item.stamp(), 16))

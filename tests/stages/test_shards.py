@@ -17,6 +17,7 @@ from tiny_speech import write_pairs
 from rlspeech.cli import app
 from rlspeech.config_parts import Shard
 from rlspeech.corpora import base
+from rlspeech.data.inputs import Item, Items
 from rlspeech.tasks.asr.task import Asr
 
 Words = tuple[object, ...]
@@ -27,6 +28,12 @@ def test_every_item_is_in_one_shard_whatever_the_others_are() -> None:
     found = [[k for k in keys if Shard.of(f"{i}/8").has(k)] for i in range(1, 9)]
     assert sorted(sum(found, [])) == keys and all(400 < len(part) < 600 for part in found)
     assert {*found[2], *found[4]} == {k for k in keys if Shard.of("3,5/8").has(k)}
+
+
+def test_the_draws_of_a_prompt_stay_together() -> None:
+    items = [Item(f"p{n}-{k:02d}", None, columns={"prompt": f"p{n}", "draw": k}) for n in range(9) for k in range(4)]
+    found = [{key[:2] for key in Items(items, shard=Shard.of(f"{i}/3")).keys} for i in (1, 2, 3)]
+    assert sum(map(len, found)) == 9 == len(set.union(*found))
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/2", "1,2/2", "-1/2"])
