@@ -19,6 +19,7 @@ SCHEMAS = {  # command -> module:Class of its settings
     "pretrain": "config:Pretrain",
     "reward": "config:ScoreFolder",
     "sample": "stages.sample:SampleSet",
+    "serve": "stages.serve:Serve",
     "rl": "config:RL",
     "eval": "config:Evaluate",
     "enhance": "stages.enhance:Enhance",

@@ -20,7 +20,7 @@ NARROW = {"terminal_width": columns - 1} if (columns := shutil.get_terminal_size
 PANELS = {  # heading -> commands, as the help lists them
     "Data": ("prepare", "check", "merge"),
     "Training": ("pretrain", "sample", "rl"),
-    "Measuring": ("reward", "eval", "report"),
+    "Measuring": ("reward", "eval", "report", "serve"),
     "Using": ("enhance", "transcribe", "speak"),
     "Project": ("presets", "convert", "doctor"),
 }

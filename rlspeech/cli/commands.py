@@ -130,6 +130,14 @@ def reward(
     stage("config:ScoreFolder", "stages.reward:run", options, without=["paths"], path=found)
 
 
+@command(app, "rlspeech serve --reward dnsmos --reward estoi --port 8000", *LAYERS, "device", "workers")
+def serve(
+    rewards: Annotated[Texts, _metric("--reward")] = None, host: Name = None, port: int | None = None, **shared: Any
+) -> None:
+    """Serve rewards over HTTP to trainers elsewhere, and to --reward http://HOST:PORT#NAME."""
+    stage("stages.serve:Serve", "stages.serve:run", locals())
+
+
 @command(app, "rlspeech eval --model base=runs/base --model rl=runs/rl --baseline base", *STAGE, "shard", name="eval")
 def evaluate(
     task: Task = None,

@@ -1,6 +1,7 @@
 """The registry of rewards, and the gates that every one of them stands behind.
 
-A reward is asked for by name: ``pesq_wb``, with options ``dnsmos_ovrl[level_dbfs=-25]``, or as a function ``my_pkg.mod:my_reward``.
+A reward is asked for by name: ``pesq_wb``, with options ``dnsmos_ovrl[level_dbfs=-25]``, as a function ``my_pkg.mod:my_reward``, or
+at an address ``http://host:8000#wer`` (``served``).
 Nothing here imports torch: ``rlspeech doctor`` and ``rlspeech --help`` read the list.
 """
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from rlspeech.data.audio import NOTHING_DBFS, loudest_dbfs, silence
 from rlspeech.plugins import load
+from rlspeech.rewards import served
 from rlspeech.rewards.catalogue import ALIASES, BUILTIN, RECOGNISED, Column, Entry
 from rlspeech.rewards.user import entry_of
 from rlspeech.types import Sample, Score, UserError
@@ -86,16 +88,25 @@ def available() -> list[tuple[Entry, str]]:
     return [(entry, why_not(entry)) for entry in _entries.values()]
 
 
-def resolve(asked: str, options: dict[str, Any] | None = None) -> Request:
-    """Understand a name: alias, ``name[option=value,...]`` or ``package.module:function``; its options go before ``options``.
+def resolve(asked: str, options: dict[str, Any] | None = None, ask: bool = True) -> Request:
+    """Understand a name: alias, ``name[option=value,...]``, ``package.module:function`` or ``http://host:port#name``.
+
+    Options in the name go before ``options``; the server at an address is asked what it has, unless ``ask`` is False.
 
     Raises:
         UserError: no such reward (the closest name is offered), or one that cannot be used here.
     """
     match = re.fullmatch(r"\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*", asked)
     if match is None:
-        raise UserError(f"cannot read the reward {asked!r}", "", "name, name[option=value] or package.module:function")
+        raise UserError(
+            f"cannot read the reward {asked!r}",
+            "",
+            "name, name[option=value], package.module:function or http://host:port#name",
+        )
     name, merged = match[1], {**(options or {}), **_parse_options(match[2] or "", asked)}
+    if name.startswith(("http://", "https://")):
+        column, entry, own = served.entry_of(name, ask)
+        return Request(asked, entry, column, tuple(sorted({**merged, **own}.items())))
     if ":" in name:
         return Request(asked, entry_of(name), name, tuple(sorted({**merged, "name": name}.items())))
     name = _aliases.get(name, name)
@@ -123,8 +134,8 @@ def named(asked: Sequence[str]) -> list[str]:
 
 
 def column_of(asked: str) -> Column:
-    """Direction and range of a reward by name, without loading it."""
-    request = resolve(asked)
+    """Direction and range of a reward by name, without loading it; of a served one only where its server was asked before."""
+    request = resolve(asked, ask=False)
     return request.entry.columns[request.column]
 
 

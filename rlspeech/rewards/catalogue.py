@@ -34,7 +34,7 @@ class Entry:
     columns: dict[str, Column]  # reward name -> column; the first is the main one
     # subset of {"target", "text", "hypothesis", "tokens"}; with one of the last two the waveform is not looked at
     needs: frozenset[str] = frozenset()
-    # "cpu" runs in worker processes, "device" in the main process, batched; "main" too, for what takes less time than sending it
+    # "cpu" runs in worker processes, "device" in the main process, batched; "main" too, for what takes less time than sending it; or "http"
     where: str = "device"
     # modules that must be installed, with the word that installs them
     requires: dict[str, str] = field(default_factory=dict)

@@ -38,6 +38,7 @@ OPTIONAL = {
     "wandb": "curves in Weights & Biases",
     "pocketsphinx": "a recogniser for wer",
     "mediapipe": "mouths in prepare lips",
+    "fastapi": "rlspeech serve",
 }
 MODEL = ("config.json", "model.safetensors")
 # folder below assets/ -> (what it must hold, what it is for), beside the checkpoints of ``models.hub.KINDS``
@@ -310,6 +311,7 @@ FEATURES = (
     Feature("DistillMOS", "--reward distillmos", {"distillmos": "--no-deps distillmos"}),
     Feature("Resemblyzer", "--reward spk_sim[encoder=resemblyzer]", {"resemblyzer": "--no-deps resemblyzer"}),
     Feature("a second recogniser", "--recogniser pocketsphinx", {"pocketsphinx": "'rlspeech[asr]'"}),
+    Feature("rewards over HTTP", "serve --reward NAME", dict.fromkeys(("fastapi", "uvicorn"), "'rlspeech[serve]'")),
     Feature("curves in TensorBoard", "--set tracker=tensorboard", {"tensorboard": "'rlspeech[tracking]'"}),
     Feature("curves in Weights & Biases", "--set tracker=wandb", {"wandb": "wandb"}),
 )

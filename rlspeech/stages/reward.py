@@ -70,7 +70,7 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str], joined: Sequence[
         raise UserError(what, "", f"--reward {unasked[0]}, or leave it out")
     how: dict[str, Any] = {"workers": config.workers * (not joined), "timeout_s": config.timeout_s, "options": options}
     with ExitStack() as stack:
-        scorer = stack.enter_context(Scorer(asked, device=_device(config.device, requests), **how))
+        scorer = stack.enter_context(Scorer(asked, device=device_of(config.device, requests), **how))
         _check_needs(scorer, items)
         place = _out(config.out, path)
         found = system_facts(joined[0] / place.name, config.system)["metrics"] if joined else scorer.meta()
@@ -327,7 +327,8 @@ def _out(out: str | None, path: str | Path | Sequence[str]) -> Path:
     raise UserError(f"cannot write {beside}", "the folder is read-only", "--out FILE or FOLDER")
 
 
-def _device(name: str, requests: Sequence[base.Request]) -> str:
+def device_of(name: str, requests: Sequence[base.Request]) -> str:
+    """The device of rewards; ``auto`` imports torch only where one of them needs it."""
     if name == "auto" and any(r.entry.where == "device" and ":" not in r.entry.family for r in requests):
         import torch
 

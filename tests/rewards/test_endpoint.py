@@ -12,7 +12,7 @@ import pytest
 from reward_signals import sample, scored, voice
 from tiny_judges import said, serving
 
-from rlspeech.rewards.llm import endpoint
+from rlspeech.rewards.client import KEYS
 from rlspeech.rewards.llm.endpoint import Endpoint
 from rlspeech.rewards.llm.judge import get_describer
 from rlspeech.rewards.recognisers import load_recogniser
@@ -24,7 +24,7 @@ KEY = "sk-secret/123"
 
 @pytest.fixture(autouse=True)
 def no_keys(monkeypatch):
-    for name in endpoint.KEYS:
+    for name in KEYS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # the loopback is never asked through a proxy
 
