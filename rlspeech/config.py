@@ -107,7 +107,7 @@ class Pretrain(Strict):
 class RewardSpec(Strict):
     """One reward inside a composition."""
 
-    name: str = Field(description="a name from `rlspeech doctor`, or package.module:function")
+    name: str = Field(description="from `rlspeech doctor`, or package.module:function, http://host:port#name")
     weight: float = 1.0
     scale: Literal["batch", "group", "none"] = conf(
         "batch", "divide by the batch's standard deviation (FlowSE-GRPO), z-score in the group, or leave as it is"
@@ -362,7 +362,7 @@ class Evaluate(Strict):
 class ScoreFolder(Strict):
     """``rlspeech reward``."""
 
-    rewards: list[str] = conf(["dnsmos"], "reward: dnsmos, pesq, asr_wer, ..., or package.module:function; repeatable")
+    rewards: list[str] = conf(["dnsmos"], "reward: dnsmos, wer, package.module:function, http://host#name; repeatable")
     target: str | None = conf(None, "folder with reference recordings of the same names; a file for a single file")
     text: str | None = conf(None, "transcripts: JSONL with id and text, Kaldi text, or a folder of .txt")
     hypotheses: str | None = conf(None, "for asr_*: texts of a recogniser (default: its hypothesis or pred_text)")

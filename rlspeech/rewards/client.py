@@ -21,7 +21,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from typing import Any, TypeVar
+
+import numpy as np
 
 from rlspeech import log
 from rlspeech.files import parse_json
@@ -203,6 +206,16 @@ class Client:
         hint = f" (the key is taken from {' or '.join(self.keys)})" if error.code in (401, 403) else ""
         text = f"HTTP {error.code}{hint}" + (f": {' '.join(words.split())[:160]}" if words.strip() else "")
         return Failure(text, error.code in RETRIED, _seconds(error.headers.get("Retry-After")))
+
+
+def wav_bytes(wav: np.ndarray, sample_rate: int = 16000, exact: bool = False) -> bytes:
+    """(T,) float32 as a WAV file: 16-bit PCM, clipped to full scale, or ``exact`` in float32."""
+    import soundfile as sf
+
+    file = BytesIO()
+    kind = "FLOAT" if exact else "PCM_16"
+    sf.write(file, wav if exact else np.clip(wav, -1.0, 1.0), sample_rate, format="WAV", subtype=kind)
+    return file.getvalue()
 
 
 def _read(response: Any, until_s: float) -> bytes:

@@ -10,42 +10,24 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from io import BytesIO
 from math import isfinite
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import unquote
 
-import numpy as np
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 from rlspeech import log
-from rlspeech.rewards.catalogue import ALIASES, Column, Entry
-from rlspeech.rewards.client import Client, Failure
+from rlspeech.rewards.catalogue import ALIASES, Entry
+from rlspeech.rewards.client import Client, Failure, wav_bytes
 from rlspeech.types import Sample, Score, UserError
 
 TOKEN = "RLSPEECH_SERVE_TOKEN"  # environment variable, here and at the server
 MAX_BODY = 30_000_000  # bytes
-Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", max_length=2000)]
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A reward that a server has: its name there, and what of its entry is needed elsewhere."""
-
-    name: Line
-    version: Line
-    family: Line
-    column: Column
-    needs: frozenset[str]
-    silence: str
-    min_s: float
-    min_rate_hz: int
-
-
-OFFERS = TypeAdapter(list[Offer], config=ConfigDict(ser_json_inf_nan="strings"))
-_known: dict[str, dict[str, Offer]] = {}  # by address, of those that were asked
+Offers = dict[str, tuple[str, Entry]]  # what a server has: name -> version, and an entry with the one column
+OFFERS = TypeAdapter(Offers, config=ConfigDict(ser_json_inf_nan="strings"))
+_known: dict[str, Offers] = {}  # by address, of those that were asked
 
 
 class RewardClient(Client):
@@ -57,48 +39,45 @@ class RewardClient(Client):
 def entry_of(address: str, ask: bool = True) -> tuple[str, Entry, dict[str, str]]:
     """The column, entry and options of ``http://host:8000#NAME``; its server is asked once, and not at all without ``ask``.
 
-    Raises:
-        UserError: it does not answer, or not as ``rlspeech serve`` does, has no such reward, or was not asked.
+    Raises ``UserError``: it does not answer, or not as ``rlspeech serve`` does, has no such reward, or was not asked.
     """
     url, _, name = address.partition("#")
     url, name = url.rstrip("/"), unquote(name)
     if url not in _known and ask:
-        _known[url] = {o.name: o for o in _offers(url)}
+        _known[url] = _offers(url)
     known = _known.get(url, {})
-    offer = known.get(name) or known.get(ALIASES.get(name, name))
-    if offer is None:
-        why = f"it serves {', '.join(known)}" if known else "it was not asked"
-        raise UserError(f"no reward {name!r} at {url}", why, f"--reward {url}#{next(iter(known), 'NAME')}")
-    column, gates = (
-        f"{url}#{offer.name}",
-        {"silence": offer.silence, "min_s": offer.min_s, "min_rate_hz": offer.min_rate_hz},
-    )
-    own = {"url": url, "family": offer.family, "needs": " ".join(sorted(offer.needs)), "version": offer.version}
-    made = Entry("served", f"{__name__}:ServedRewards", {column: offer.column}, offer.needs, "http", {}, None, **gates)
-    return column, made, own
+    name = name if name in known else ALIASES.get(name, name)
+    if name not in known:
+        why = f"it serves {', '.join(map(_words, known))}" if known else "it was not asked"
+        raise UserError(f"no reward {name!r} at {url}", why, RewardClient.usage)
+    version, offer = known[name]
+    (column,) = offer.columns.values()
+    columns = {f"{url}#{name}": replace(column, help=_words(column.help))}
+    gates: dict[str, Any] = {"min_s": offer.min_s, "silence": offer.silence, "min_rate_hz": offer.min_rate_hz}
+    made = Entry("served", f"{__name__}:ServedRewards", columns, offer.needs, "http", sample_rate=None, **gates)
+    own = {"family": _words(offer.family), "version": _words(version), "needs": " ".join(sorted(offer.needs))}
+    return f"{url}#{name}", made, {**own, "url": url}
 
 
-def _offers(url: str) -> list[Offer]:
+def _offers(url: str) -> Offers:
     client = RewardClient(url, name="")
     try:
         with log.waiting("asking the reward server"):
-            return OFFERS.validate_python(client.ask("/rewards", None))
-    except Failure as failure:
-        hint = "is rlspeech serve running there, and this its address?"
-        raise UserError(f"cannot ask {url} for its rewards", failure.reason, hint) from failure
-    except ValueError as error:
-        why = " ".join(str(error).split())[:200]
-        raise UserError(f"{url} is no server of rewards", why, RewardClient.usage) from error
+            found = OFFERS.validate_python(client.ask("/rewards", None))
+        if not found or any(len(entry.columns) != 1 for _, entry in found.values()):
+            raise ValueError("it offers nothing")
+        return found
+    except (Failure, ValueError) as error:
+        why, hint = " ".join(str(error).split())[:200], "is rlspeech serve running there, and this its address?"
+        raise UserError(f"cannot ask {url} for its rewards", why, hint) from error
 
 
 class ServedRewards:
-    """The rewards of one family at one server.
+    """The rewards of one family at one server; further options are those of ``client.Client``.
 
     Args:
         url, family, needs, version: as ``entry_of`` has them; the family only tells computations apart.
         batch: most clips in a request; of long ones there are fewer.
-        timeout_s: of one attempt.
-        server: further options of ``client.Client``.
     """
 
     def __init__(
@@ -131,20 +110,16 @@ class ServedRewards:
         heard = "hypothesis" in self.needs or ("transcript" in self.needs and sample.hypothesis is not None)
         wavs = {"audio": None if heard else sample.wav, "target": sample.target if "target" in self.needs else None}
         plain = {k: log.plain(v) for k, v in sample.columns.items() if isinstance(v, str | int | float | list | dict)}
-        sounds = {k: None if wav is None else _packed(wav, sample.sample_rate) for k, wav in wavs.items()}
+        files = {k: wav_bytes(wav, sample.sample_rate, exact=True) for k, wav in wavs.items() if wav is not None}
+        sounds = {k: None for k in wavs} | {k: base64.b64encode(file).decode("ascii") for k, file in files.items()}
         return {**plain, "key": sample.key, "text": sample.text, "hypothesis": sample.hypothesis, **sounds}
-
-
-def _packed(wav: np.ndarray, rate: int) -> str:
-    import soundfile as sf
-
-    file = BytesIO()
-    sf.write(file, wav, rate, format="WAV", subtype="FLOAT")
-    return base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def _score(value: Any, reason: Any) -> Score:
     if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
         return Score(float(value))
-    words = "".join(c for c in str(reason or "") if c.isprintable())[:300]
-    return Score(None, words or "endpoint: no score in the reply")
+    return Score(None, _words(reason or "") or "endpoint: no score in the reply")
+
+
+def _words(text: Any) -> str:
+    return "".join(c for c in str(text) if c.isprintable())[:300]

@@ -29,17 +29,6 @@ PACKAGES = (
     "torch numpy scipy soundfile soxr transformers peft accelerate safetensors pydantic typer rich jinja2 matplotlib jiwer onnx "
     "onnxruntime speechmos av opencv-python-headless"
 ).split()
-OPTIONAL = {
-    "pesq": "PESQ",
-    "torchaudio": "SQUIM",
-    "distillmos": "a second MOS, the guard of DNSMOS",
-    "resemblyzer": "a better speaker encoder",
-    "tensorboard": "curves in TensorBoard",
-    "wandb": "curves in Weights & Biases",
-    "pocketsphinx": "a recogniser for wer",
-    "mediapipe": "mouths in prepare lips",
-    "fastapi": "rlspeech serve",
-}
 MODEL = ("config.json", "model.safetensors")
 # folder below assets/ -> (what it must hold, what it is for), beside the checkpoints of ``models.hub.KINDS``
 ASSETS = {
@@ -311,10 +300,12 @@ FEATURES = (
     Feature("DistillMOS", "--reward distillmos", {"distillmos": "--no-deps distillmos"}),
     Feature("Resemblyzer", "--reward spk_sim[encoder=resemblyzer]", {"resemblyzer": "--no-deps resemblyzer"}),
     Feature("a second recogniser", "--recogniser pocketsphinx", {"pocketsphinx": "'rlspeech[asr]'"}),
-    Feature("rewards over HTTP", "serve --reward NAME", dict.fromkeys(("fastapi", "uvicorn"), "'rlspeech[serve]'")),
+    Feature("rewards over HTTP", "serve", dict.fromkeys(("fastapi", "uvicorn"), "'rlspeech[serve]'")),
     Feature("curves in TensorBoard", "--set tracker=tensorboard", {"tensorboard": "'rlspeech[tracking]'"}),
     Feature("curves in Weights & Biases", "--set tracker=wandb", {"wandb": "wandb"}),
 )
+ALWAYS = {*PACKAGES, *TRANSFORMERS, *VIDEOS, *(m for n in NEEDS.values() for m in n.modules)}
+OPTIONAL = {module: f.name for f in FEATURES for module in f.modules if module not in ALWAYS}
 
 
 def usable_features(rewards: Any = None) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ import os
 import socket
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -34,7 +35,7 @@ from rlspeech.files import parse_json
 from rlspeech.rewards import base
 from rlspeech.rewards.catalogue import ALIASES
 from rlspeech.rewards.client import LOOPBACK
-from rlspeech.rewards.served import OFFERS, TOKEN, Offer
+from rlspeech.rewards.served import OFFERS, TOKEN, Offers
 from rlspeech.rewards.trl import SILENCE, words_of
 from rlspeech.types import Sample, Score, UserError
 
@@ -85,16 +86,13 @@ class Service:
         self.served = {r.column if columns[r.column] == 1 else r.asked: r for r in scorer.requests}
         self.thread = ThreadPoolExecutor(1, "scoring")
 
-    def offers(self) -> list[Offer]:
+    def offers(self) -> Offers:
         """What ``/rewards`` says."""
-        meta = self.scorer.meta()
-        return [
-            Offer(
-                n, meta[r.asked]["version"], e.family, e.columns[r.column], e.needs, e.silence, e.min_s, e.min_rate_hz
-            )
-            for n, r in self.served.items()
-            for e in [r.entry]
-        ]
+        meta, made = self.scorer.meta(), Offers()
+        for name, request in self.served.items():
+            columns = {name: request.entry.columns[request.column]}
+            made[name] = meta[request.asked]["version"], replace(request.entry, columns=columns)
+        return made
 
     def answer(self, raw: bytes, name: str = "") -> dict[str, Any]:
         """The reply to a request's body; ``name`` is the reward in its address. Raises ``Refusal``."""
@@ -104,7 +102,8 @@ class Service:
             raise Refusal(400, str(error)[:200]) from error
         body = body if isinstance(body, dict) else {}
         form = next((f for f in ("samples", "completions") if isinstance(body.get(f), list)), "clip")
-        asked = [name] if name else (form == "samples" and body.get("rewards")) or [*self.served]
+        given = body.get("rewards") if form == "samples" else None
+        asked = [name] if name else given if isinstance(given, list) and given else [*self.served]
         names = [n if n in self.served else ALIASES.get(n, n) for n in map(str, asked)]
         if unknown := [n for n in names if n not in self.served]:
             raise Refusal(404, f"no reward {', '.join(unknown)} here, but {', '.join(self.served)}")

@@ -16,9 +16,10 @@ import transformers
 from reward_signals import voice
 from tiny_judges import TEMPLATE, save_listener, save_sentiment
 
+from rlspeech.rewards.client import wav_bytes
 from rlspeech.rewards.llm import audio_llm
 from rlspeech.rewards.llm.audio_llm import AudioLlm
-from rlspeech.rewards.llm.describe import read_prompts, wav_bytes
+from rlspeech.rewards.llm.describe import read_prompts
 from rlspeech.rewards.llm.judge import get_describer
 from rlspeech.types import UserError
 

@@ -143,4 +143,4 @@ def test_options_that_features_name_exist() -> None:
         elif word.startswith("--"):
             assert word in known, feature.how
         else:
-            assert rest[0] in root.commands[word].commands
+            assert word in root.commands and (not rest or rest[0] in root.commands[word].commands)

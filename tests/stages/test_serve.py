@@ -170,11 +170,12 @@ def test_reward_writes_a_served_column_and_asks_for_each_file_once(server, tmp_p
         base.column_of(f"{server.url}#lsd")
 
 
-OFFER = {"name": "a", "version": "1", "family": "a", "needs": [], "silence": "score", "min_s": 0, "min_rate_hz": 0}
-OFFER |= {"column": {"help": "a", "bounds": [0, "Infinity"]}}
+OFFER = {"family": "a", "factory": "os:system", "columns": {"a": {"help": "a", "bounds": [0, "Infinity"]}}}
 
 
-@pytest.mark.parametrize("offers", [b"<html>", {}, [{}], [OFFER | {"needs": 3}], [OFFER | {"version": "\x1b[2J"}], []])
+@pytest.mark.parametrize(
+    "offers", [b"<html>", [], {}, {"a": []}, {"a": ["1", OFFER | {"needs": 3}]}, {"a": ["1", OFFER | {"columns": {}}]}]
+)
 def test_a_server_of_something_else(offers):
     with serving(lambda r: offers) as other, pytest.raises(UserError):
         base.resolve(f"{other.url}#a")
@@ -188,14 +189,15 @@ def test_a_server_of_something_else(offers):
     ],
 )
 def test_odd_replies_are_null_with_a_reason(reply):
-    with serving(lambda r: reply if r else [OFFER]) as other:
+    with serving(lambda r: reply if r else {"a": ["1", OFFER]}) as other:
         (found,) = Scorer([f"{other.url}#a[retries=0]"], workers=0).score(pairs(2)[:2]).values()
     assert found[0].value is None and found[0].error.startswith("endpoint: ") and found[1].value in (None, 2.0)
 
 
 def test_what_cannot_be_served(monkeypatch):
-    monkeypatch.delenv(served.TOKEN)
     pytest.importorskip("uvicorn")
+    monkeypatch.delenv(served.TOKEN)
+    monkeypatch.setattr("rlspeech.rewards.client.MAX_WAIT_S", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for options, word in (

@@ -23,7 +23,8 @@ from rlspeech.data.audio import resample
 from rlspeech.files import digest_of, read_object
 from rlspeech.models.folder import loading, pretrained, quietly
 from rlspeech.models.hub import embedded_path
-from rlspeech.rewards.llm.describe import EMBEDDED, SAMPLE_RATE, Description, clean_answer, read_prompts, wav_bytes
+from rlspeech.rewards.client import wav_bytes
+from rlspeech.rewards.llm.describe import EMBEDDED, SAMPLE_RATE, Description, clean_answer, read_prompts
 from rlspeech.types import UserError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

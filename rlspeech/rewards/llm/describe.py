@@ -8,7 +8,6 @@ never interpreted beyond the rating, and an answer that is empty or a refusal is
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,12 +103,3 @@ def clean_answer(raw: Any) -> Description:
     if _NO_AUDIO.search(opening) or (_REFUSED.search(opening) and _SPEAKS_OF_ITSELF.search(opening)):
         return Description(None, "the model refused")
     return Description(text[:MAX_TEXT])
-
-
-def wav_bytes(wav: np.ndarray, sample_rate: int = SAMPLE_RATE) -> bytes:
-    """(T,) float32 as a 16-bit PCM WAV file; what is beyond full scale is clipped."""
-    import soundfile as sf  # type: ignore[import-untyped]
-
-    out = io.BytesIO()
-    sf.write(out, np.clip(wav, -1.0, 1.0), sample_rate, format="WAV", subtype="PCM_16")
-    return out.getvalue()

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from rlspeech.data.audio import resample
-from rlspeech.rewards.client import Client, Failure
-from rlspeech.rewards.llm.describe import SAMPLE_RATE, Description, clean_answer, wav_bytes
+from rlspeech.rewards.client import Client, Failure, wav_bytes
+from rlspeech.rewards.llm.describe import SAMPLE_RATE, Description, clean_answer
 from rlspeech.types import UserError
 
 MAX_TRANSCRIPT = 100_000  # characters
