@@ -21,17 +21,7 @@ from safetensors.torch import load_file
 from tiny_cli import rows_of as rows
 
 import rlspeech
-from rlspeech.config import (
-    RL,
-    AvseModel,
-    CodecLMModel,
-    CodecModel,
-    DiffRO,
-    Pretrain,
-    RewardSpec,
-    Sampling,
-    TokenRewardModel,
-)
+from rlspeech.config import RL, AvseModel, CodecLMModel, CodecModel, DiffRO, Pretrain, Sampling, TokenRewardModel
 from rlspeech.data.audio import load_audio, save_audio
 from rlspeech.data.manifest import read_manifest
 from rlspeech.report import build
@@ -132,8 +122,7 @@ def runs(given: dict[str, dict[str, Any]], folder: Path) -> Iterator[tuple[str, 
     off |= {"dynamic_sampling": 1, "supervised_weight": 1.0}
     head = DiffRO(reward=given["tts"]["diffro"].reward, on="nonnegative", attribute_weights={"sex": 0.1})
     more: list[tuple[str, str, dict[str, Any]]] = [("asr", "grpo", off), ("tts", "diffro", {"diffro": head})]
-    two = [RewardSpec(name="si_sdr"), RewardSpec(name="lsd")]
-    more.append(("flowse", "grpo", {"weights": "agreement", "rewards": two}))
+    more.append(("flowse", "grpo", {"weights": "agreement", "rewards": [{"name": "si_sdr"}, {"name": "lsd"}]}))
     for i, (task, form, changes) in enumerate([*((t, f, {}) for t, f in matrix.SUPPORTED), *more]):
         out = folder / f"rl-{i}"
         settings = matrix.config(given, task, form, out)

@@ -11,7 +11,7 @@ from tiny_ppo import GOAL, NAME, Judge, Toy, clips, make, train, written
 from torch import Tensor
 
 from rlspeech.config import RewardSpec
-from rlspeech.stages.probe import probe_gradients, summarise
+from rlspeech.stages.probe import summarise
 from rlspeech.types import LogProb, Rollout, UserError
 
 
@@ -22,6 +22,7 @@ def _grpo(policy: Toy | None = None, optimizer: Any = torch.optim.Adam, **change
 
 AUTO = {"updates_per_collection": 4, "clip_range": "auto"}
 WAYS = [{"advantage_std": "batch"}, {"advantage": "norm_then_sum"}, {"ratio": "rationorm"}]
+WAYS += [{"algo": "awr"}, {"algo": "awr", **AUTO, "kl_beta": 1e-3}]
 
 
 @pytest.mark.parametrize("changes", [{}, {"updates_per_collection": 4}, AUTO, *WAYS], ids=str)
@@ -128,13 +129,12 @@ def test_a_policy_whose_second_look_differs_is_stopped() -> None:
 
 def test_the_probe_tells_a_signal_from_noise() -> None:
     """Reward by distance has a common direction; a random reward has none, from the same rollouts."""
-    algo, rng, found = _grpo(), np.random.default_rng(0), {"distance": [], "random": []}
+    algo, rng, found = _grpo(micro_batch=3), np.random.default_rng(0), {"distance": [], "random": []}
     for k in range(12):
         experience = algo.collect(clips(8), Judge(), seed=k)
         noise = algo.advantage_of(experience.rollout, {NAME: rng.standard_normal(64)}, algo.config.rewards)[1].value
         advantages = {"distance": experience.advantage.value, "random": noise}
-        grads = probe_gradients(algo.policy, experience.rollout, advantages, 3)
-        for name, grad in grads.items():
+        for name, grad in algo.reward_gradients(experience, advantages).items():
             found[name].append(grad)
     summary = summarise(found, prompts=8)
     assert summary["distance"][0].lo > 0.8 and summary["distance"][1] < 4

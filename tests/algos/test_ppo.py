@@ -14,7 +14,6 @@ from tiny_ppo import GOAL, NAME, Judge, Toy, clips, make, train, written
 from rlspeech.algos.grpo import GRPO
 from rlspeech.algos.ppo import CriticPPO, RelativePPO, clip_name
 from rlspeech.config import RewardSpec
-from rlspeech.stages.probe import probe_gradients
 from rlspeech.state import load_state, save_state
 from rlspeech.types import Policy, Sample, UserError
 
@@ -144,24 +143,19 @@ def test_a_row_or_a_base_without_a_score_costs_itself_only() -> None:
 # -- the KL ----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_kl_in_the_advantage_is_a_number() -> None:
-    algo, plain = pulled(make(kl_beta=0.5)), pulled(make(kl_beta=0.0))
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_kl_in_the_advantage_is_a_number(steps: int) -> None:
+    algo, plain = (pulled(make(Toy(steps=steps), kl_beta=b)) for b in (0.5, 0.0))
+    algo.policy.ragged = plain.policy.ragged = steps > 1
     one, two = (a.collect(clips(8), Judge(), seed=0) for a in (algo, plain))
-    # beta x half of one standard deviation squared
-    torch.testing.assert_close(one.advantage.value, two.advantage.value - 0.5 * 0.5)
+    # beta x half of one standard deviation squared, of every decision
+    torch.testing.assert_close(one.advantage.value, two.advantage.value - 0.25 * one.rollout.mask.sum(1))
     assert one.logged["kl"] == pytest.approx(0.5) and one.logged["kl_other"] == pytest.approx(0.5 / 3)
     assert "kl" not in two.logged
     grads, _ = algo.gradients(one, one.advantage.value, torch.arange(8))
-    torch.testing.assert_close(grads.total, written(algo, one))
+    if steps == 1:
+        torch.testing.assert_close(grads.total, written(algo, one))
     assert algo.update(one, lr=0.0)["kl"] == pytest.approx(0.5)
-
-
-def test_a_row_pays_for_all_its_decisions() -> None:
-    algo, plain = (pulled(make(Toy(steps=3), kl_beta=b)) for b in (0.5, 0.0))
-    algo.policy.ragged = plain.policy.ragged = True
-    one, two = (a.collect(clips(8), Judge(), seed=0) for a in (algo, plain))
-    torch.testing.assert_close(one.advantage.value, two.advantage.value - 0.25 * one.rollout.mask.sum(1))
-    assert one.rollout.mask.sum(1).unique().tolist() == [1, 2, 3] and one.logged["kl"] == pytest.approx(0.5)
 
 
 def test_the_kl_in_the_loss_pulls_back_where_the_reward_says_nothing() -> None:
@@ -272,8 +266,13 @@ def test_settings_that_cannot_work_are_refused() -> None:
     make(prompts_per_step=1)
 
     plain, grpo, critic = Toy(), {"algo": "grpo", "group": 2}, {"ppo": {"form": "critic"}}
-    plain.supports = frozenset({"sample"})
-    for changes, missing in (({}, "base"), (critic, "critic"), ({"supervised_weight": 1.0}, "supervised")):
+    plain.supports, awr = frozenset({"sample"}), {"algo": "awr", "group": 2}
+    for changes, missing in (
+        ({}, "base"),
+        (critic, "critic"),
+        (awr, "fit"),
+        ({"supervised_weight": 1.0}, "supervised"),
+    ):
         with pytest.raises(UserError, match=missing):
             make(plain, **changes)
     make(plain, **grpo)
@@ -314,6 +313,6 @@ def test_the_probe_takes_advantages_by_decision() -> None:
     experience = algo.collect(clips(8), Judge(), seed=0)
     value = experience.advantage.value
     assert value.shape == (8, 3)
-    found = probe_gradients(algo.policy, experience.rollout, {"all": value, "row": value[:, 0]}, 3)
+    found = algo.reward_gradients(experience, {"all": value, "row": value[:, 0]})
     torch.testing.assert_close(found["all"], written(algo, experience))
     assert float((found["all"] - found["row"]).norm()) > 1e-3
