@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -26,25 +26,16 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlspeech import log
+from rlspeech.algos.grpo import GRPO
 from rlspeech.algos.math import Advantage, micro_batches
-from rlspeech.algos.update import (
-    Columns,
-    Experience,
-    Further,
-    GradientSum,
-    JointScorer,
-    Judged,
-    Logged,
-    PolicyUpdate,
-    Specs,
-    flat_gradient,
-)
+from rlspeech.algos.update import Columns, Experience, Further, GradientSum, JointScorer, Logged, Specs, flat_gradient
 from rlspeech.config import RL
 from rlspeech.data.audio import AudioError, load_audio
-from rlspeech.data.batches import Clip, ClipSource, with_utts
+from rlspeech.data.batches import ClipSource, with_utts
+from rlspeech.data.inputs import item_of, without_audio
 from rlspeech.data.manifest import SAMPLE_SET, read_manifest
 from rlspeech.rewards.base import column_of, resolve
-from rlspeech.rewards.mix import centred, compose
+from rlspeech.rewards.mix import centred
 from rlspeech.scores import Row, read_scores
 from rlspeech.types import FittingPolicy, Rollout, Sample, UserError
 
@@ -90,24 +81,14 @@ class StoredSamples:
 
     def sample(self, index: int, rate: int) -> Sample:
         """An output as it was made, its sound only where it has neither tokens nor a text. Raises ``AudioError``."""
-        row, known = self.rows[index], self.rows[index].extra
-        tokens, text = known.get("tokens"), known.get("hypothesis")
-        silent = tokens is not None or text is not None
-        wav = np.zeros(0, np.float32) if silent else load_audio(row.audio_filepath, rate)
-        made = Sample(known["prompt"], wav, rate, None, row.text, {}, text, finished=bool(self.finished[index]))
-        made.tokens = None if tokens is None else np.array(tokens, np.int64)
+        row = self.rows[index]
+        made = without_audio(item_of(row))
+        if made.tokens is None and made.hypothesis is None:
+            made.wav, made.sample_rate = load_audio(row.audio_filepath, rate), rate
         return made
 
 
-class Chosen(NamedTuple):
-    """A prompt's pair: its clip, the winner and the loser."""
-
-    clip: Clip
-    winner: Sample
-    loser: Sample
-
-
-class DPO(PolicyUpdate):
+class DPO(GRPO):
     """Preferences between stored samples.
 
     Raises:
@@ -127,16 +108,9 @@ class DPO(PolicyUpdate):
         super().__init__(*given)
         self.stored = StoredSamples(Path(str(self.config.samples)))
         self.pairs = self._pairs()
-        self.collections, self._now = 0, list[list[Chosen]]()
+        self._now: list[list[tuple[Any, Sample, Sample]]] = []  # clip, winner and loser of each prompt's pairs
 
     # -- pairs ---------------------------------------------------------------------------------------------------------
-
-    def advantage_of(self, rollout: Rollout, scores: Columns, specs: Specs, base: Columns | None = None) -> Judged:
-        """Composed rewards; no advantage is taken."""
-        cfg, done = self.config, rollout.finished
-        composed = compose(self.counted(scores, done), rollout.group.numpy(), specs, cfg.advantage).reward
-        reward = self.with_truncation(composed, done)
-        return reward, Advantage(torch.zeros(len(reward)), self.unscorable(reward, done), 0.0, 0, 0)
 
     def _pairs(self) -> dict[str, list[Pair]]:
         """Pairs by prompt; what is left out is said. Raises ``UserError``: too few scores, or not one pair."""
@@ -168,11 +142,9 @@ class DPO(PolicyUpdate):
             if pairs:
                 found[key] = pairs
         count, kept = len(stored.keys), len(found)
-        self.kept = kept / max(1, count)
-        how = f"a margin of {cfg.margin:g} spreads" if cfg.margin else "a difference"
-        log.say(
-            f"{sum(map(len, found.values()))} pairs of {kept} of {count} prompts; {count - kept} have none with {how}"
-        )
+        self.kept = kept / count
+        many = log.several(sum(map(len, found.values())), "pair")
+        log.say(f"{many} of {kept} of {count} prompts; {count - kept} differ by less than {cfg.margin:g} spreads")
         if not found:
             raise UserError("no two samples of a prompt differ enough", f"of {count} prompts", "--set dpo.margin=0")
         return found
@@ -189,55 +161,51 @@ class DPO(PolicyUpdate):
     def collect(self, prompts: list[Any], scorer: JointScorer, seed: int, further: Further | None = None) -> Experience:
         """Read the stored pairs of the prompts; ``seed`` is that of what is drawn in fitting. Nothing is scored."""
         nothing, seconds = Advantage(torch.zeros(0), 0.0, 0.0, 0, 0), {"rollout": 0.0, "reward": 0.0}
-        self._now, lost = [], 0
+        self._now, lost = [[] for _ in prompts], 0
         with self.phases.record(seconds):
             self.phases.enter(self.phases.first)
-            for clip in prompts if self.config.policy_weight else ():
-                chosen = list[Chosen]()
+            for clip, chosen in zip(prompts, self._now, strict=True):
                 for winner, loser in self.pairs.get(clip.key, ()):
                     try:
-                        chosen.append(Chosen(clip, self._winner(clip, winner), self._sample(loser)))
-                    except (AudioError, LookupError):  # a file that was lost since, no reference: check names them
+                        chosen.append((clip, self._output(clip, winner), self._output(clip, loser)))
+                    except (AudioError, LookupError):  # a file that has gone, no reference: check names them
                         lost += 1
-                self._now.append(chosen)
-        self.collections = seed
         logged = {"dpo/kept": self.kept, "dpo/lost": float(lost)}
-        return Experience(None, {}, np.zeros(0), nothing, seconds, prompts, logged=logged)
+        return Experience(None, {}, np.zeros(0), nothing, seconds, prompts, logged=logged, seed=seed)
 
-    def _sample(self, index: int) -> Sample:
+    def _output(self, clip: Any, index: int | None) -> Sample:
+        if index is None:
+            return cast(FittingPolicy, self.policy).references([clip])[0]
         return self.stored.sample(index, self.policy.sample_rate)
 
-    def _winner(self, clip: Clip, index: int | None) -> Sample:
-        return cast(FittingPolicy, self.policy).references([clip])[0] if index is None else self._sample(index)
-
     def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, Logged]:
-        cfg, policy = self.config.dpo, cast(FittingPolicy, self.policy)
-        compares, grads, parts = cfg.loss == "dpo", GradientSum(self.zero()), list[Logged]()
+        cfg, policy, grads, parts = (
+            self.config.dpo,
+            cast(FittingPolicy, self.policy),
+            GradientSum(self.zero()),
+            list[Logged](),
+        )
+        compares = cfg.loss == "dpo"
         normaliser = max(1.0, self.total(sum(len(self._now[i]) for i in prompts.tolist())))
         for part in micro_batches(prompts, self.config.micro_batch):
-            chosen = [pair for i in part.tolist() for pair in self._now[i]]
-            if not chosen:
+            if not (pairs := [pair for i in part.tolist() for pair in self._now[i]]):
                 grads.count += 1
                 continue
-            n, clips = len(chosen), [c.clip for c in chosen]
-            outputs = [c.winner for c in chosen] + [c.loser for c in chosen if compares]
-            made = policy.fit(clips * (1 + compares), outputs, seed=self.collections, reference=compares)
-            each = made.logp / made.size.clamp_min(1)
-            row = {"pairs": float(n), "dpo/winner_logp": float(each[:n].detach().mean())}
-            loss = -each[:n] * (1.0 if cfg.loss == "sft" else cfg.sft_weight)
+            clips, winners, losers = zip(*pairs, strict=True)
+            n, outputs = len(pairs), [*winners, *(losers if compares else ())]
+            made = policy.fit([*clips] * (1 + compares), outputs, seed=experience.seed, reference=compares)
+            size = made.size.clamp_min(1)
+            each = made.logp / size
+            row, loss = {"pairs": float(n)}, -each[:n] * (cfg.sft_weight if compares else 1.0)
             if compares:
-                assert made.reference is not None
-                shift = made.logp - made.reference
-                shift = shift / made.size.clamp_min(1) if cfg.length_normalised else shift
+                shift = (made.logp - cast(Tensor, made.reference)) / (size if cfg.length_normalised else 1.0)
                 margin = cfg.beta * (shift[:n] - shift[n:])
                 loss = loss - logsigmoid(margin)
-                row |= {"dpo/loser_logp": float(each[n:].detach().mean()), "dpo/margin": float(margin.detach().mean())}
-                # at the first step all are 0: a half is right
-                right = (margin.detach() > 0).float() + 0.5 * (margin.detach() == 0)
-                row["dpo/accuracy"] = float(right.mean())
-                if made.kl is not None:
-                    row["kl"] = float(made.kl.detach().sum() / made.size.sum().clamp_min(1))
-            parts.append({**row, "dpo/loss": float(loss.detach().mean())})
+                right = 0.5 * (1 + margin.detach().sign())  # at the first step all are 0: a half is right
+                row |= {"dpo/margin": margin.mean().item(), "dpo/accuracy": right.mean().item()}
+                row["dpo/loser_logp"] = each[n:].mean().item()
+                row |= {} if made.kl is None else {"kl": (made.kl.sum() / size.sum()).item()}
+            parts.append({**row, "dpo/winner_logp": each[:n].mean().item(), "dpo/loss": loss.mean().item()})
             grads.add(flat_gradient(loss.sum() / normaliser, policy.parameters()))
         grads.join(self.ranks)
         found = [row for own in self.ranks.gather(parts) for row in own]

@@ -114,11 +114,11 @@ def _rows(path: Path, texts_only: bool, shard: Shard) -> Items:
     def numbered() -> Iterator[Item]:
         for number, utt in usable_rows(path, texts_only):
             numbers.append(number)
-            yield _from_utterance(utt)
+            yield item_of(utt)
 
     def again(n: int) -> Item:
         file.seek(starts[numbers[n] - 1])
-        return _from_utterance(from_row(parse_json(file.readline()), base, texts_only))
+        return item_of(from_row(parse_json(file.readline()), base, texts_only))
 
     items = Items(numbered(), again, shard)
     file = open_lines(path)
@@ -199,7 +199,7 @@ def expand(path: Path, *, skip: Path | None = None, texts_only: bool = False) ->
     if path.is_dir():
         return _folder(path, skip)
     if path.suffix in ROWS:
-        return [_from_utterance(utt) for _, utt in usable_rows(path, texts_only)]
+        return [item_of(utt) for _, utt in usable_rows(path, texts_only)]
     return [Item(nfc(path.stem), str(path))]
 
 
@@ -303,7 +303,8 @@ def _folder(folder: Path, skip: Path | None) -> list[Item]:
     return list(items.values())
 
 
-def _from_utterance(utt: Utterance) -> Item:
+def item_of(utt: Utterance) -> Item:
+    """A manifest's row as an item."""
     known = {k: v for k in ("speaker_id", "language", "snr_db") if (v := getattr(utt, k)) is not None}
     said = next((utt.extra[k] for k in HYPOTHESES if isinstance(utt.extra.get(k), str)), None) if utt.extra else None
     audio, video, given = utt.audio_filepath or None, utt.lips_filepath or utt.video_filepath, {**known, **utt.extra}
@@ -353,7 +354,7 @@ def _match_targets(items: list[Item], folder: Path) -> None:
 
 def texts_of(path: str, utts: Sequence[Utterance]) -> dict[str, str]:
     """A recogniser's texts of rows, from a list: id -> hypothesis, for those that have one. Raises ``UserError`` where none has."""
-    items = [_from_utterance(u) for u in utts]
+    items = [item_of(u) for u in utts]
     return {i.key: text for i, text in zip(items, _hypotheses(items, path), strict=True) if text is not None}
 
 

@@ -5,8 +5,8 @@
     rlspeech rl --task tts --algo dpo --samples samples
 
 The folder is complete in itself and can be moved: ``prompts.jsonl`` with its sound under ``prompts/``, ``manifest.jsonl`` with a row an
-output, whose sound is under ``audio/``, ``samples.json``, and the files of a run. Outputs are those of the prompts as they were written.
-A prompt's outputs depend on the seed and its place alone, and what is there is not made again.
+output, whose sound is under ``audio/``, ``samples.json``, and the files of a run. What is there is not made again: a prompt's outputs
+depend on the seed and its place alone.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
-
-import numpy as np
 
 from rlspeech import log
 from rlspeech.config import DEVICE, RL, SEED, TASK, Exploration, OwnTask, Tuned
 from rlspeech.config_parts import Count, NonNegative, Sampling, Strict, Whole, conf
 from rlspeech.data.audio import AudioError, load_audio, save_audio, save_exact
 from rlspeech.data.batches import Clip, open_clips
-from rlspeech.data.manifest import PROMPTS, SAMPLE_SET, read_manifest, to_row, write_manifest
+from rlspeech.data.manifest import FIELDS, PROMPTS, SAMPLE_SET, read_manifest, to_row, write_manifest
 from rlspeech.data.video import save_lips
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.files import JsonlWriter, read_object
@@ -34,6 +33,7 @@ from rlspeech.parallel import one_by_one
 from rlspeech.run import Run
 from rlspeech.scores import write_json
 from rlspeech.tasks import complete, get_task
+from rlspeech.tasks.evaluation import reason_of
 from rlspeech.types import Sample, UserError, Utterance
 
 
@@ -68,98 +68,87 @@ def run(config: SampleSet) -> dict[str, Any]:
     began_s, task = time.monotonic(), get_task(config.task)
     given = {k: getattr(config, k) for k in config.model_fields_set & set(RL.model_fields) - {"out"}}
     settings = complete(RL(**given, group=config.draws, valid=config.data, valid_items=1, guards=[]), task)
-    facts = {"task": config.task, "model": config.model, "weights": fingerprint(config.model, config.task)}
-    facts |= {"draws": config.draws, "data": config.data}
+    facts = {
+        **config.model_dump(include={"task", "model", "draws", "data"}),
+        "weights": fingerprint(config.model, config.task),
+    }
     engine = Engine(config.device, "fp32", config.seed)
-    with Run.create(config.out, "sample", config, neutral=("batch", "limit")) as folder, Watchdog() as dog:
-        before = read_object(folder.path / SAMPLE_SET)
-        if before.get("weights", facts["weights"]) != facts["weights"]:
-            raise UserError(f"{folder.path} holds samples of other weights", f"{config.model} has changed", "--out NEW")
+    with Run.create(config.out, "sample", config, neutral=("batch", "limit")) as run, Watchdog() as dog:
+        folder = run.path
+        if read_object(folder / SAMPLE_SET).get("weights", facts["weights"]) != facts["weights"]:
+            raise UserError(f"{folder} holds samples of other weights", f"{config.model} has changed", "--out NEW")
         model, _ = task.load(config.model, engine.device, **task.load_options(settings))
-        policy = task.policy(Adapted(model, settings.lora), settings)
-        failed = _write_prompts(folder.path, task, settings, model, config.limit)
-        write_json(folder.path / SAMPLE_SET, facts)
-        paired = "target_filepath" in task.required
-        source = open_clips(
-            folder.path / PROMPTS, task.sample_rate_of(model), channels=task.channels_of(model), paired=paired
-        )
-        with JsonlWriter(folder.path / "manifest.jsonl") as rows:
+        policy, failed = task.policy(Adapted(model, settings.lora), settings), dict[str, str]()
+        _write_prompts(folder, task, settings, model, config.limit, failed)
+        write_json(folder / SAMPLE_SET, facts)
+        form = {"channels": task.channels_of(model), "paired": "target_filepath" in task.required}
+        source = open_clips(folder / PROMPTS, task.sample_rate_of(model), **form)
+        total, size = len(source.utts), config.batch
+        with JsonlWriter(folder / "manifest.jsonl") as rows:
             todo = [i for i, u in enumerate(source.utts) if not all(k in rows for k in _ids(u.id, config.draws))]
             log.say(f"{log.several(len(todo), 'prompt')} x {config.draws} outputs, {engine.reason}")
-            with log.progress(len(source.utts), "sample", "prompts", start=len(source.utts) - len(todo)) as bar:
-                for at in range(0, len(todo), config.batch):
-                    failed |= _sample(policy, source, todo[at : at + config.batch], config, folder.path, rows)
-                    bar.advance(len(todo[at : at + config.batch]))
+            with log.progress(total, "sample", "prompts", start=total - len(todo)) as bar:
+                for part in (todo[at : at + size] for at in range(0, len(todo), size)):
+                    _sample(policy, source, part, config.draws, rows, failed)
+                    bar.advance(len(part))
                     dog.beat()
             made = list(rows.rows.values())
     if not made:
         raise UserError("not one prompt could be sampled from", "; ".join(list(failed.values())[:3]), "rlspeech check")
-    summary: dict[str, Any] = {"stage": "sample", "out": str(folder.path), "prompts": len(source.utts)}
-    summary |= {"outputs": len(made), "failed": len(failed), "errors": failed}
-    summary["finished"] = float(np.mean([bool(row.get("finished", True)) for row in made]))
-    summary |= {
+    counts = {"prompts": total, "outputs": len(made), "failed": len(failed)}
+    counts |= {"finished": round(sum(row["finished"] for row in made) / len(made), 4)}
+    log.table(f"Samples in {folder}", ["", ""], [[k, v] for k, v in counts.items()])
+    log.say(f"next: rlspeech reward {folder} {' '.join(f'--reward {r.name}' for r in settings.rewards)}")
+    log.say(f"then: rlspeech rl --task {config.task} --algo dpo --model {config.model} --samples {folder}")
+    seconds = {
         "audio_s": round(sum(row["duration"] for row in made), 1),
         "seconds": round(time.monotonic() - began_s, 1),
     }
-    shown = {
-        "prompts": len(source.utts),
-        "outputs": len(made),
-        "left out": len(failed),
-        "stopped by themselves": f"{summary['finished']:.1%}",
-    }
-    log.table(f"Samples in {folder.path}", ["", ""], [[k, v] for k, v in shown.items()])
-    rewards = " ".join(f"--reward {r.name}" for r in settings.rewards)
-    log.say(f"next: rlspeech reward {folder.path} {rewards}")
-    log.say(f"then: rlspeech rl --task {config.task} --algo dpo --model {config.model} --samples {folder.path}")
-    return summary
+    return {"stage": "sample", "out": str(folder), **counts, **seconds, "errors": failed}
 
 
 def _ids(prompt: str, draws: int) -> list[str]:
     return [f"{prompt}-{k:02d}" for k in range(draws)]
 
 
-# ------------------------------------------------------------------------------------------------------------- prompts
+def _fail(failed: dict[str, str], key: str, error: Exception) -> None:
+    failed[key] = reason_of(error)
+    log.say(f"left out: {key}: {failed[key]}")
 
 
-def _write_prompts(folder: Path, task: Any, settings: RL, model: Any, limit: int | None) -> dict[str, str]:
-    """Write prompts that are not there yet, complete with their sound. Returns the reasons of those left out."""
-    source, failed = task.data(settings, model)[0], dict[str, str]()
-    clip_s = 0.0 if task.transcribed else settings.clip_s
+def _write_prompts(
+    folder: Path, task: Any, settings: RL, model: Any, limit: int | None, failed: dict[str, str]
+) -> None:
+    """Write prompts that are not there yet, complete with their sound; ``failed`` gets the reasons of those that cannot be read."""
+    source, clip_s = task.data(settings, model)[0], 0.0 if task.transcribed else settings.clip_s
     known = {u.id: u for u in read_manifest(folder / PROMPTS)} if (folder / PROMPTS).exists() else {}
     wanted = source.utts[:limit]
-    if len(known) >= len(wanted):
-        return failed
 
     def rows() -> Iterator[Utterance]:
         for index, utt in enumerate(wanted):
             try:
                 yield known.get(utt.id) or _prompt(folder / "prompts", source.clip(0, index, clip_s), utt)
             except AudioError as error:
-                failed[utt.id] = error.reason
-                log.say(f"left out: {utt.id}: {error.reason}")
+                _fail(failed, utt.id, error)
 
-    with log.waiting("writing the prompts"):
-        write_manifest(folder / PROMPTS, rows())
-    return failed
+    if len(known) < len(wanted):
+        with log.waiting("writing the prompts"):
+            write_manifest(folder / PROMPTS, rows())
 
 
 def _prompt(folder: Path, clip: Clip, utt: Utterance) -> Utterance:
     """Write a clip; returns its row. Raises ``AudioError``."""
-    rate = clip.sample_rate
-    row = Utterance(clip.key, "", clip.noisy.shape[-1] / rate, rate, text=clip.text)
-    for name, value in clip.columns.items():
-        if name in Utterance.field_names():
-            setattr(row, name, row.duration if name == "duration" else value)
-        else:
-            row.extra[name] = value
+    rate, length_s = clip.sample_rate, clip.noisy.shape[-1] / clip.sample_rate
+    known = {k: v for k, v in clip.columns.items() if k in FIELDS} | {"duration": length_s}
+    extra = {k: v for k, v in clip.columns.items() if k not in FIELDS}
+    row = Utterance(clip.key, "", sample_rate=rate, text=clip.text, extra=extra, **known)
     if row.prompt_filepath:
         voice = folder / f"voice-{zlib.crc32(row.prompt_filepath.encode()):08x}.flac"
         if not voice.exists():
             save_audio(voice, load_audio(row.prompt_filepath, rate), rate)
         row.prompt_filepath = str(voice)
-    if utt.prompt_filepath and utt.prompt_filepath == utt.audio_filepath:
-        row.audio_filepath = str(row.prompt_filepath)  # a text without a recording
-        return row
+        if utt.prompt_filepath == utt.audio_filepath:  # a text without a recording
+            return replace(row, audio_filepath=str(voice))
     row.audio_filepath = str(save_exact(folder / clip.key, clip.noisy, rate))
     if clip.target is not clip.noisy:
         row.target_filepath = str(save_exact(folder / f"{clip.key}.target", clip.target, rate))
@@ -169,58 +158,37 @@ def _prompt(folder: Path, clip: Clip, utt: Utterance) -> Utterance:
     return row
 
 
-# ------------------------------------------------------------------------------------------------------------- outputs
-
-
 def _sample(
-    policy: Any, source: Any, indices: Sequence[int], config: SampleSet, folder: Path, rows: JsonlWriter
-) -> dict[str, str]:
-    """Sample some prompts and write their outputs. Returns the reasons of those that failed."""
-    failed, clips = dict[str, str](), list[Clip]()
-    for index in indices:
-        try:
-            clip = source.clip(0, index, 0.0)
-            clip.place = index
-            clips.append(clip)
-        except AudioError as error:
-            failed[source.utts[index].id] = error.reason
+    policy: Any, source: Any, part: Sequence[int], draws: int, rows: JsonlWriter, failed: dict[str, str]
+) -> None:
+    """Sample some prompts, by their places, and write their outputs."""
 
-    def drawn(some: list[Clip]) -> list[list[Sample]]:
-        rollout = policy.rollout(some, group=config.draws, seed=1)
-        for sample, finished in zip(rollout.samples, rollout.finished.tolist(), strict=True):
-            sample.finished = bool(finished)
-        return [
-            [s for s, p in zip(rollout.samples, rollout.group.tolist(), strict=True) if p == i]
-            for i in range(len(some))
-        ]
+    def drawn(some: list[int]) -> list[list[Sample]]:
+        clips = [replace(source.clip(0, i, 0.0), place=i) for i in some]
+        rollout = policy.rollout(clips, group=draws, seed=1)
+        made = [replace(s, finished=bool(done)) for s, done in zip(rollout.samples, rollout.finished, strict=True)]
+        return [made[at : at + draws] for at in range(0, len(made), draws)]
 
-    by_id = {u.id: u for u in source.utts}
-    for clip, made in zip(clips, one_by_one(drawn, clips), strict=True):
+    for index, made in zip(part, one_by_one(drawn, part), strict=True):
+        prompt, folder = source.utts[index], rows.path.parent
         if isinstance(made, Exception):
-            failed[clip.key] = f"{type(made).__name__}: {made}"[:200]
+            _fail(failed, prompt.id, made)
             continue
-        for draw, (key, sample) in enumerate(zip(_ids(clip.key, config.draws), made, strict=True)):
-            rows.write(to_row(_output(folder, by_id[clip.key], key, draw, sample), folder))
-    for key, why in failed.items():
-        log.say(f"left out: {key}: {why}")
-    return failed
+        for draw, (key, sample) in enumerate(zip(_ids(prompt.id, draws), made, strict=True)):
+            rows.write(to_row(_output(folder, prompt, key, draw, sample), folder))
 
 
 def _output(folder: Path, prompt: Utterance, key: str, draw: int, sample: Sample) -> Utterance:
     """Write an output's sound, and return its row: the prompt's with what is the output's own."""
-    row = Utterance(key, prompt.audio_filepath, prompt.duration, prompt.sample_rate, text=prompt.text)
-    for name in ("speaker_id", "language", "snr_db", "prompt_filepath", "prompt_text"):
-        setattr(row, name, getattr(prompt, name))
-    row.extra = {**prompt.extra, "prompt": prompt.id, "draw": draw, "finished": sample.finished}
-    if sample.hypothesis is not None:
-        row.extra["hypothesis"] = sample.hypothesis
-    else:
-        row.audio_filepath = str(folder / "audio" / f"{key}.flac")
-        row.duration, row.sample_rate = len(sample.wav) / sample.sample_rate, sample.sample_rate
-        if len(sample.wav):  # nothing said has no file
-            row.audio_filepath = str(save_exact(folder / "audio" / key, sample.wav, sample.sample_rate))
+    own: dict[str, Any] = {"prompt": prompt.id, "draw": draw, "finished": sample.finished}
+    row = replace(prompt, id=key, lips_filepath=None, target_filepath=None, extra={**prompt.extra, **own})
     if sample.target is not None:
         row.target_filepath = prompt.target_filepath or prompt.prompt_filepath or prompt.audio_filepath
     if sample.tokens is not None:
         row.extra |= {"tokens": sample.tokens.tolist(), "token_s": sample.token_s}
-    return row
+    if sample.hypothesis is not None:
+        row.extra["hypothesis"] = sample.hypothesis
+        return row
+    place, rate = folder / "audio" / key, sample.sample_rate
+    made = save_exact(place, sample.wav, rate) if len(sample.wav) else f"{place}.flac"  # nothing said has no file
+    return replace(row, audio_filepath=str(made), duration=len(sample.wav) / rate, sample_rate=rate)

@@ -93,7 +93,7 @@ def check_settings(config: RL, task: Task) -> list[str]:
         why = "advantage=norm_then_sum normalises every reward inside its group"
         raise UserError(f"the scale of {', '.join(scaled)} is not used", why, "leave scale out")
     held, filled = [g for g in config.guards if g.hold or g.name.endswith(":hold")], _filled(config, task)
-    if held and (filled.algo == "diffro" or filled.group < 2 or not filled.policy_weight):
+    if held and (filled.algo in ("diffro", "dpo") or filled.group < 2 or not filled.policy_weight):
         why = "what is held is weighed in by its spread over a group of scored rollouts, and there is none"
         raise UserError(f"{held[0].name} cannot be held here", why, "--algo grpo --set group=4, or leave out :hold")
     if unlimited := [g.name.removesuffix(":hold") for g in held if not g.max_drop]:

@@ -15,21 +15,22 @@ from tiny_avse import tiny_avse, write_talkers
 from tiny_speech import SMALL_RL
 from tiny_tts import write_tts
 
-from rlspeech.config import PPO, RL, DiffRO, Exploration, GuardSpec, Hold, RewardSpec, Sampling
+from rlspeech.config import DPO, PPO, RL, DiffRO, Exploration, GuardSpec, Hold, RewardSpec, Sampling, ScoreFolder
 from rlspeech.models.hub import save_model
-from rlspeech.stages import probe, rl
+from rlspeech.stages import probe, reward, rl, sample
 from rlspeech.tasks import complete, get_task
 from rlspeech.types import UserError
 
 pytestmark = pytest.mark.slow
 TASKS = ("flowse", "avse", "asr", "tts")
-FORMS: dict[str, dict[str, Any]] = {algo: {"algo": algo} for algo in ("grpo", "awr", "diffro", "grpo+diffro")}
+FORMS: dict[str, dict[str, Any]] = {algo: {"algo": algo} for algo in ("grpo", "awr", "diffro", "grpo+diffro", "dpo")}
 FORMS |= {f"ppo-{form}": {"algo": "ppo", "ppo": PPO(form=form)} for form in ("relative", "critic")}
 REFUSED = {("asr", "diffro"), ("asr", "grpo+diffro")}
 SUPPORTED = [(t, f) for t in TASKS for f in FORMS if (t, f) not in REFUSED]
 SOUND = {"rewards": [RewardSpec(name="si_sdr", scale="none")], "guards": [GuardSpec(name="stoi")], "clip_s": 0.5}
 VARIED = {"rewards": [RewardSpec(name="tts_token_diversity", scale="none")], "guards": [GuardSpec(name="tts_stopped")]}
 TEXTS = {"rewards": [RewardSpec(name="asr_cer", scale="none")], "guards": [GuardSpec(name="asr_wer")]}
+ROLLED = {"data", "group", "clip_s", "explore", "kl_target", "diffro"}  # of rollouts, which DPO has none of
 OWN: dict[str, dict[str, Any]] = {
     "flowse": {**SOUND, "explore": Exploration(nfe=(2, 2), bands=2), "diffro": DiffRO(smooth=2, last_steps=2)},
     "avse": {**SOUND, "diffro": DiffRO(smooth=2), "supervised_weight": 0.0},
@@ -59,6 +60,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 def config(given: dict[str, dict[str, Any]], task: str, form: str, out: Path, **changes: Any) -> RL:
     plain = {**SMALL_RL, "task": task, "out": str(out), "lr": 1e-2, "lora": None, "kl_target": 1e-5}
     whole = {**plain, **OWN[task], **given[task], **FORMS[form], **changes}
+    if form == "dpo":
+        return RL(**{k: v for k, v in {**whole, **stored(given, task, out)}.items() if k not in ROLLED})
     if form != "diffro":
         whole["guards"] = [GuardSpec(name=g.name, max_drop=1e-3, hold=True) for g in whole["guards"]]
         whole["hold"] = Hold(every=1)
@@ -66,13 +69,23 @@ def config(given: dict[str, dict[str, Any]], task: str, form: str, out: Path, **
     return RL(**{k: v for k, v in whole.items() if k not in unused})
 
 
+def stored(given: dict[str, dict[str, Any]], task: str, out: Path) -> dict[str, Any]:
+    """What DPO learns from: samples beside the run, scored."""
+    folder, own = out.with_name(f"{out.name}-samples"), {k: given[task][k] for k in ("model", "data")}
+    own |= {k: OWN[task][k] for k in ("explore", "sampling", "clip_s") if k in OWN[task]}
+    sample.run(sample.SampleSet(task=task, draws=4, device="cpu", out=str(folder), **own))
+    reward.run(ScoreFolder(rewards=[r.name for r in OWN[task]["rewards"]], workers=0), folder)
+    return {"samples": str(folder), "valid": own["data"], "dpo": DPO(margin=0.0)}
+
+
 def check_two_steps(summary: dict[str, Any], before: str, form: str) -> None:
     """Hold what a run says and leaves to what every algorithm promises."""
     rows = [r for r in tiny_speech.read_rows(Path(summary["run"])) if "lr" in r]
     assert summary["steps"] == len(rows) == 2
     assert all(r["grad_norm"] is not None and r["skipped_updates"] == 0 for r in rows)
-    assert [r["kl_kept"] < 1 for r in rows] == [(r["kl"] or 0) > 1e-5 for r in rows]
-    if form != "diffro":
+    if form != "dpo":
+        assert [r["kl_kept"] < 1 for r in rows] == [(r["kl"] or 0) > 1e-5 for r in rows]
+    if form not in ("diffro", "dpo"):
         assert rows[0]["ratio_max_gap"] < 1e-3 and rows[0]["kl"] == pytest.approx(0, abs=1e-5)
     if "diffro" in form:
         assert 0 <= rows[0]["diffro/kept"] <= 1 and rows[0]["diffro/tau"] == 1.0
