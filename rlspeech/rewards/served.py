@@ -68,7 +68,10 @@ def _offers(url: str) -> Offers:
             raise ValueError("it offers nothing")
         return found
     except (Failure, ValueError) as error:
-        why, hint = " ".join(str(error).split())[:200], "is rlspeech serve running there, and this its address?"
+        why, hint = (
+            " ".join(str(getattr(error, "reason", error)).split())[:200],
+            "is rlspeech serve running there, and this its address?",
+        )
         raise UserError(f"cannot ask {url} for its rewards", why, hint) from error
 
 

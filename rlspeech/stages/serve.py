@@ -31,7 +31,7 @@ from pydantic import Base64Bytes, BaseModel, Field
 from rlspeech import __version__, log
 from rlspeech.config_parts import Count, Positive, Strict, Workers, conf
 from rlspeech.data.audio import resample
-from rlspeech.files import parse_json
+from rlspeech.files import object_of
 from rlspeech.rewards import base
 from rlspeech.rewards.catalogue import ALIASES
 from rlspeech.rewards.client import LOOPBACK
@@ -70,11 +70,7 @@ class Clip(BaseModel, extra="allow"):
 
 
 class Refusal(Exception):
-    """Why a request is not answered, and the status that says so."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
+    """The status and the reason of a request that is not answered."""
 
 
 class Service:
@@ -96,11 +92,8 @@ class Service:
 
     def answer(self, raw: bytes, name: str = "") -> dict[str, Any]:
         """The reply to a request's body; ``name`` is the reward in its address. Raises ``Refusal``."""
-        try:
-            body = parse_json(raw)
-        except ValueError as error:
-            raise Refusal(400, str(error)[:200]) from error
-        body = body if isinstance(body, dict) else {}
+        if not (body := object_of(raw)):
+            raise Refusal(400, "the body is no JSON object")
         form = next((f for f in ("samples", "completions") if isinstance(body.get(f), list)), "clip")
         given = body.get("rewards") if form == "samples" else None
         asked = [name] if name else given if isinstance(given, list) and given else [*self.served]
@@ -189,12 +182,12 @@ def application(service: Service, token: str = "") -> Any:
     from starlette.requests import ClientDisconnect
 
     config, offers = service.config, OFFERS.dump_json(service.offers())
-    app, held = FastAPI(title="rlspeech serve", version=__version__), asyncio.Semaphore(config.concurrency)
+    app, held = FastAPI(openapi_url=None), asyncio.Semaphore(config.concurrency)
     keys = [f"Bearer {token}".encode(), b"Basic " + base64.b64encode(f"rlspeech:{token}".encode())]
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, error: Refusal) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, error.status)
+        return JSONResponse({"error": error.args[1]}, error.args[0])
 
     def admit(request: Request) -> None:
         given = request.headers.get("authorization", "").encode()
@@ -242,9 +235,11 @@ def run(config: Serve) -> dict[str, Any]:
         UserError: the extra is not installed, a reward that cannot be served, an address that cannot be used, or no token.
     """
     try:
+        import fastapi  # noqa: F401
         import uvicorn
     except ImportError as error:
         raise UserError("rewards cannot be served here", str(error), "pip install 'rlspeech[serve]'") from error
+
     from rlspeech.rewards.scorer import Scorer
     from rlspeech.stages.reward import device_of
 
@@ -267,9 +262,7 @@ def run(config: Serve) -> dict[str, Any]:
         how = {"log_config": None, "access_log": False, "server_header": False, "timeout_graceful_shutdown": 5}
         server = uvicorn.Server(uvicorn.Config(application(service, token), lifespan="off", **how))
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        log.say(
-            f"serving {', '.join(service.served)}; next: --reward {url}#{next(iter(service.served))}; Ctrl-C ends it"
-        )
+        log.say(f"serving {', '.join(service.served)} at {url}; Ctrl-C ends it")
         try:
             server.run(sockets=[listener])
         except KeyboardInterrupt:  # how a service ends

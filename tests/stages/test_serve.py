@@ -92,19 +92,16 @@ def test_a_served_score_is_the_score(server):
     assert KEY not in str(meta)
 
 
-def test_the_form_of_verl_omni(server):
+def test_the_forms_of_other_trainers_in_which_more_is_better(server):
     wav = pairs(1)[0].wav
-    body: dict[str, Any] = {"protocol_version": "1", "num_samples": len(wav), "sample_rate": 16000, "prompt": "one two"}
-    body |= {"waveform_f32_base64": base64.b64encode(wav.astype("<f4").tobytes()).decode()}
+    clip: dict[str, Any] = {"protocol_version": "1", "num_samples": len(wav), "sample_rate": 16000, "prompt": "one two"}
+    clip |= {"waveform_f32_base64": base64.b64encode(wav.astype("<f4").tobytes()).decode()}
     basic = "Basic " + base64.b64encode(f"rlspeech:{KEY}".encode()).decode()  # of http://rlspeech:KEY@host
     said = {"metadata": {"hypothesis": "one too", "id": "a"}}
-    assert ask(server, "/score/asr_wer", body | said, Authorization=basic) == (200, {"score": -0.5})  # more is better
-    assert ask(server, "/score/estoi", body) == (200, {"score": None, "error": "no reference audio"})
-    status, reply = ask(server, "/score/si_sdr", body | {"metadata": {"target": file_of(wav, kind="WAV")}})
+    assert ask(server, "/score/asr_wer", clip | said, Authorization=basic) == (200, {"score": -0.5})
+    assert ask(server, "/score/estoi", clip) == (200, {"score": None, "error": "no reference audio"})
+    status, reply = ask(server, "/score/si_sdr", clip | {"metadata": {"target": file_of(wav, kind="WAV")}})
     assert status == 200 and set(reply) == {"score"} and reply["score"] > 40
-
-
-def test_the_form_of_trl_and_swift(server):
     body = {"completions": ["one two", [{"role": "assistant", "content": "one"}]], "text": ["one two"] * 2, "x": 1}
     assert ask(server, "/score/asr_wer", body) == (200, {"scores": [0.0, -0.5], "errors": [None, None]})
     far = as_trl_reward(f"{server.url}#asr_wer")
@@ -150,9 +147,6 @@ def test_a_request_that_takes_too_long_is_given_up(server, monkeypatch):
     monkeypatch.setattr(server.config, "timeout_s", 0.2)
     monkeypatch.setattr(server.service, "answer", lambda *_: time.sleep(0.6))
     assert ask(server, "/score", {})[0] == 504
-    monkeypatch.undo()
-    monkeypatch.setenv(served.TOKEN, KEY)
-    assert ask(server, "/score/asr_wer", {"completions": ["a"], "text": ["a"]})[1]["scores"] == [0.0]
 
 
 def test_reward_writes_a_served_column_and_asks_for_each_file_once(server, tmp_path):
