@@ -239,7 +239,3 @@ def test_a_table_that_nobody_reads_does_not_stop_what_comes_after_it() -> None:
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == "written\n" and process.wait() == 0
-
-
-def test_one_is_one_and_two_are_several() -> None:
-    assert [log.several(n, "file") for n in (0, 1, 2)] == ["0 files", "1 file", "2 files"]

@@ -163,10 +163,7 @@ def _nemo_row(split: str, path: Path, number: int, row: Row | str, uses: dict[st
         for key, names in COLUMN_KEYS.items():
             if row.get(key) is None and (value := next((row[n] for n in names if isinstance(row.get(n), str)), None)):
                 row[key] = value
-        utt = from_row(
-            {k: v for k, v in row.items() if k != "sample_rate"} | {"sample_rate": row.get("sample_rate") or 1},
-            path.parent,
-        )
+        utt = from_row(row | {"sample_rate": row.get("sample_rate") or 1}, path.parent)
         utt.sample_rate = int(row.get("sample_rate") or 0)
     except ValueError as error:
         return Candidate(split, Utterance(f"line_{number}", str(path), 0.0, 0), f"bad line in the manifest: {error}")

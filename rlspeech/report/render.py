@@ -34,7 +34,8 @@ def render(data: ReportData, max_bytes: int) -> str:
     files = ("template.html", "page.css", "page.js")
     template, style, script = (shipped.joinpath(name).read_text(encoding="utf-8") for name in files)
     env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    env.filters.update(pretty=_pretty, number=_number, signed=_signed, breaks=_breaks)
+    env.filters.update(number=_number, signed=_signed, breaks=_breaks)
+    env.filters["pretty"] = lambda value: json.dumps(log.plain(value), indent=2, ensure_ascii=False)
     page = env.from_string(template)
     context: dict[str, Any] = {
         "data": data,
@@ -129,7 +130,3 @@ def _breaks(name: str) -> str:
     from markupsafe import Markup, escape
 
     return Markup("_<wbr>").join(escape(part) for part in name.split("_"))
-
-
-def _pretty(value: object) -> str:
-    return json.dumps(log.plain(value), indent=2, ensure_ascii=False)

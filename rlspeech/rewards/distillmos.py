@@ -81,13 +81,6 @@ def windows(wav: Tensor) -> Tensor:
     return torch.stack([wav[:, start : start + SPAN] for start in starts])
 
 
-def load_distillmos(device: torch.device | str = "cpu") -> DistillMosNet:
-    """The net with the package's weights, which take no gradient. Raises ``ImportError`` and ``UserError`` as ``encoders.weights_in``."""
-    net, state = DistillMosNet(), torch.load(weights_in(*WEIGHTS), map_location="cpu", weights_only=True)["model"]
-    net.load_state_dict({PREFIXES.sub("", name): value for name, value in state.items()})
-    return net.to(device)
-
-
 class DistillMos:
     """``distillmos``.
 
@@ -105,8 +98,10 @@ class DistillMos:
 
     @cached_property
     def predict(self) -> DistillMosNet:
-        """The net on its device."""
-        return load_distillmos(self.device)
+        """The net with the package's weights. Raises ``ImportError`` and ``UserError`` as ``encoders.weights_in``."""
+        net, state = DistillMosNet(), torch.load(weights_in(*WEIGHTS), map_location="cpu", weights_only=True)["model"]
+        net.load_state_dict({PREFIXES.sub("", name): value for name, value in state.items()})
+        return net.to(self.device)
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
         """Score the windows of all clips together."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from rlspeech.data.audio import load_audio, loudest_dbfs
+from rlspeech.data.audio import load_audio
 from rlspeech.data.checks import Limits, judge, measure
 from rlspeech.data.decode import AudioError, read_audio, remarks, sound_info
 from rlspeech.data.inputs import Item, audio_files, load
@@ -174,13 +174,6 @@ def test_one_list_of_kinds_and_what_is_passed_over_is_named(tmp_path: Path, caps
         (tmp_path / name).touch()
     assert [p.name for p in audio_files(tmp_path)] == ["a.OPUS", "b.aiff", "c.m4a", "d.mp4", "e.wav"]
     assert "1 .pdf (g.pdf)" in capsys.readouterr().err
-
-
-def test_silence_is_a_matter_of_the_loudest_tenth_of_a_second() -> None:
-    wav = np.zeros(60 * RATE, np.float32)
-    assert loudest_dbfs(wav, RATE) == loudest_dbfs(wav + 0.3, RATE) == -200
-    wav[RATE : RATE + 3200] = 10 ** (-60 / 20) * np.sqrt(2) * np.sin(np.arange(3200))
-    assert loudest_dbfs(wav, RATE) == pytest.approx(-60, abs=0.1)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from reward_signals import sample, scored, voice, with_noise
 
 from rlspeech.config import RewardSpec
-from rlspeech.rewards.distillmos import SPAN, STEP, DistillMosNet, load_distillmos, windows
+from rlspeech.rewards.distillmos import SPAN, STEP, DistillMos, DistillMosNet, windows
 from rlspeech.rewards.soft import SoftMix
 from rlspeech.types import Relaxed
 
@@ -53,7 +53,7 @@ def test_agrees_with_the_package(realmodels: Path, monkeypatch: pytest.MonkeyPat
     for name in ("torchaudio", "torchaudio.transforms"):  # it would import them, and needs them for files alone
         monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(MFCC=None, transforms=None))
     monkeypatch.syspath_prepend(str(realmodels / "packages"))
-    real, ours = importlib.import_module("distillmos").ConvTransformerSQAModel().eval(), load_distillmos()
+    real, ours = importlib.import_module("distillmos").ConvTransformerSQAModel().eval(), DistillMos().predict
     wavs = [torch.from_numpy(w)[None] for w in (voice(8.9), with_noise(voice(7.7, seed=1), 10, 1))]
     with torch.no_grad():
         assert [float(ours(w)) for w in wavs] == pytest.approx([float(real(w)) for w in wavs], abs=1e-3)
