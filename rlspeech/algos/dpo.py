@@ -33,7 +33,7 @@ from rlspeech.config import RL
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.batches import ClipSource, with_utts
 from rlspeech.data.inputs import item_of, without_audio
-from rlspeech.data.manifest import SAMPLE_SET, read_manifest
+from rlspeech.data.manifest import SAMPLE_SET, is_stored, read_manifest
 from rlspeech.rewards.base import column_of, resolve
 from rlspeech.rewards.mix import centred
 from rlspeech.scores import Row, read_scores
@@ -55,8 +55,8 @@ class StoredSamples:
         if not (folder / SAMPLE_SET).is_file():
             raise UserError(f"{folder} holds no samples", f"there is no {SAMPLE_SET}", HINT)
         self.rows = read_manifest(folder / "manifest.jsonl")
-        if bad := [u.id for u in self.rows if not isinstance(u.extra.get("prompt"), str)]:
-            raise UserError(f"{bad[0]} in {folder} names no prompt", "", f"rlspeech check {folder}")
+        if bad := [u.id for u in self.rows if not is_stored(u.extra)]:
+            raise UserError(f"{bad[0]} in {folder} is no sample", "it has no prompt or odd tokens", HINT)
         self.keys, group = np.unique([u.extra["prompt"] for u in self.rows], return_inverse=True)
         self.group = group.reshape(-1)
         self.finished = torch.tensor([u.extra.get("finished") is not False for u in self.rows])
@@ -74,9 +74,10 @@ class StoredSamples:
             out[name] = np.array([v if isinstance(v, int | float) else np.nan for v in values], np.float64)
             missing += [] if np.isfinite(out[name]).any() else [name]
         if missing:
-            asked = " ".join(f"--reward {name}" for name in missing)
-            what = f"the samples in {self.folder} have no scores of {', '.join(missing)}"
-            raise UserError(what, "they are learnt from by their rewards", f"rlspeech reward {self.folder} {asked}")
+            what, asked = f"{self.folder} has no scores of {', '.join(missing)}", " --reward ".join(["", *missing])
+            raise UserError(
+                what, "its samples are learnt from by their rewards", f"rlspeech reward {self.folder}{asked}"
+            )
         return out
 
     def sample(self, index: int, rate: int) -> Sample:

@@ -26,7 +26,7 @@ from rlspeech import log
 from rlspeech.config_parts import ALL, Shard
 from rlspeech.data.audio import resample
 from rlspeech.data.decode import AUDIO_SUFFIXES, VIDEO_SUFFIXES, AudioError, read_audio
-from rlspeech.data.manifest import ROWS, SAMPLE_SET, from_row, usable_rows
+from rlspeech.data.manifest import ROWS, SAMPLE_SET, from_row, is_stored, usable_rows
 from rlspeech.files import numbered_rows, open_lines, parse_json, read_text
 from rlspeech.names import local_path, nfc, on_disk
 from rlspeech.types import Sample, UserError, Utterance
@@ -88,7 +88,7 @@ class Items(Sequence[Item]):
         for place, item in enumerate(items):
             self.columns.update(item.columns)
             self.given.update((n, bool(v)) for n in GIVEN if (v := getattr(item, n)) is not None)
-            if shard.has(item.columns["prompt"] if _is_stored(item.columns) else item.key):  # draws are compared
+            if shard.has(item.columns["prompt"] if is_stored(item.columns) else item.key):  # draws are compared
                 keys.append(item.key)
                 places.append(place)
                 stamps.append(int(item.stamp(), 16))
@@ -177,11 +177,6 @@ def collect(
 def _stored(path: Path) -> Path:
     """The manifest of a folder of stored samples, which holds other sound too; any other path as it is."""
     return path / "manifest.jsonl" if (path / SAMPLE_SET).is_file() else path
-
-
-def _is_stored(columns: Mapping[str, Any]) -> bool:
-    """Whether a row with these columns is an output of ``rlspeech sample``."""
-    return isinstance(columns.get("prompt"), str) and isinstance(columns.get("draw"), int)
 
 
 def expand(path: Path, *, skip: Path | None = None, texts_only: bool = False) -> list[Item]:
@@ -308,7 +303,7 @@ def item_of(utt: Utterance) -> Item:
     known = {k: v for k in ("speaker_id", "language", "snr_db") if (v := getattr(utt, k)) is not None}
     said = next((utt.extra[k] for k in HYPOTHESES if isinstance(utt.extra.get(k), str)), None) if utt.extra else None
     audio, video, given = utt.audio_filepath or None, utt.lips_filepath or utt.video_filepath, {**known, **utt.extra}
-    seconds = None if _is_stored(utt.extra) else utt.duration  # the whole file is the output, and the reference
+    seconds = None if is_stored(utt.extra) else utt.duration  # the whole file is the output, and the reference
     return Item(utt.id, audio, utt.target_filepath, utt.text, utt.offset, seconds, given, said, video)
 
 
@@ -506,7 +501,7 @@ def without_audio(item: Item, reason: str = "") -> Sample:
 def _sample(item: Item, wav: np.ndarray, rate: int, target: np.ndarray | None, columns: dict[str, Any]) -> Sample:
     """An item as a sample; one of stored samples has its tokens, and its prompt's name for a key: it is compared with the other draws."""
     made = Sample(item.key, wav, rate, target, item.text, columns, item.hypothesis)
-    if _is_stored(columns):
+    if is_stored(columns):
         tokens, made.key = columns.pop("tokens", None), columns["prompt"]
         made.finished, made.token_s = columns.get("finished") is not False, columns.pop("token_s", None)
         made.tokens = None if tokens is None else np.array(tokens, np.int64)

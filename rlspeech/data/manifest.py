@@ -7,13 +7,13 @@ other people's manifests merely know less (no ``id``, no ``sample_rate``: taken 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from rlspeech.data.decode import AudioError, sound_info
-from rlspeech.files import dumps, numbered_rows, safe_name, write_text
+from rlspeech.files import dumps, numbered_rows, read_object, safe_name, write_text
 from rlspeech.log import several
 from rlspeech.names import local_path
 from rlspeech.scores import write_json
@@ -222,6 +222,18 @@ def write_manifest(path: str | Path, utts: Iterable[Utterance], meta: dict[str, 
     if meta is not None:
         write_json(meta_path(path), meta)
     return seconds
+
+
+def draws_of(path: str | Path | Sequence[str]) -> int:
+    """Outputs of a prompt in a folder of ``rlspeech sample``; 1 elsewhere."""
+    draws = read_object(Path(path) / SAMPLE_SET).get("draws") if isinstance(path, str | Path) else 1
+    return draws if isinstance(draws, int) and draws > 0 else 1
+
+
+def is_stored(columns: Mapping[str, Any]) -> bool:
+    """Whether a row with these columns is an output of ``rlspeech sample``."""
+    tokens = all(isinstance(t, int) and t >= 0 for t in columns.get("tokens") or ())
+    return tokens and isinstance(columns.get("prompt"), str) and isinstance(columns.get("draw"), int)
 
 
 def holds_rows(path: Path) -> bool:

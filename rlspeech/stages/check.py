@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from rlspeech import log
 from rlspeech.data.decode import TOLERANCE_S, AudioError, SoundInfo, regular_file, sound_info
-from rlspeech.data.manifest import ASIDE_NAMES, PATH_KEYS, PROMPTS, RECIPE_NAME, SAMPLE_SET, holds_rows, scan
+from rlspeech.data.manifest import ASIDE_NAMES, MAIN_NAMES, PATH_KEYS, PROMPTS, RECIPE_NAME, draws_of, holds_rows, scan
 from rlspeech.files import numbered_rows, object_or_reason, read_object
 from rlspeech.plugins import SCHEMAS, load
 from rlspeech.schema import load_yaml
@@ -375,30 +375,24 @@ def check_run(path: Path) -> Findings:
 
 def _samples(path: Path, found: Findings) -> None:
     """Stored samples: every prompt and output there, as many outputs as said, and all scored where any is."""
-    prompts, manifest, draws = path / PROMPTS, path / "manifest.jsonl", found.read(path / SAMPLE_SET, needed=True)
-    for file in (prompts, manifest):
-        if not file.is_file():
-            found.add(path, None, f"{file.name} is missing")
-            return
-        part = _manifest(file)
+    rows, draws = dict[str, list[Utterance]](), draws_of(path)
+    for name in (PROMPTS, MAIN_NAMES[0]):
+        if not (path / name).is_file():
+            return found.add(path, None, f"{name} is missing")
+        part = _manifest(path / name)
         found.problems += part.problems
-        found.facts |= {f"{file.stem}: {k}": part.facts[k] for k in ("rows", "hours")}
-    made, known = Counter[str](), {u.id for _, u in scan(prompts) if not isinstance(u, str)}
-    rows = [(line, u) for line, u in scan(manifest) if not isinstance(u, str)]
-    for line, utt in rows:
-        made[prompt := str(utt.extra.get("prompt"))] += 1
-        if prompt not in known:
-            found.add(manifest, line, f"{utt.id}: its prompt {prompt} is not in {PROMPTS}")
-    for prompt in sorted(known):
-        if made[prompt] < (wanted := draws.get("draws", 1)):
-            found.add(
-                manifest, None, f"{prompt} has {made[prompt]} of {wanted} outputs: the same sample command goes on"
-            )
+        found.facts |= {f"{name}: {k}": part.facts[k] for k in ("rows", "hours")}
+        rows[name] = [u for _, u in scan(path / name) if not isinstance(u, str)]
+    known, made = (rows[name] for name in (PROMPTS, MAIN_NAMES[0]))
+    count, prompts = Counter(str(u.extra.get("prompt")) for u in made), [u.id for u in known]
+    wrong = [f"{p}, of {n} outputs, is not in {PROMPTS}" for p, n in count.items() if p not in set(prompts)]
+    wrong += [f"{p} has {count[p]} of {draws} outputs: sample goes on" for p in prompts if count[p] < draws]
     scored = {key for of in read_scores(path / "scores.jsonl").values() for key in of}
-    lacking = [utt.id for _, utt in rows if utt.id not in scored]
-    if scored and lacking:
-        found.add(path / "scores.jsonl", None, f"{len(lacking)} outputs have no scores, {lacking[0]} is one")
-    found.facts["outputs with scores"] = len(rows) - len(lacking)
+    lacking = [u.id for u in made if u.id not in scored]
+    wrong += [f"{len(lacking)} outputs have no scores, {lacking[0]} is one"] if scored and lacking else []
+    for message in wrong:
+        found.add(path / MAIN_NAMES[0], None, message)
+    found.facts["outputs with scores"] = len(made) - len(lacking)
 
 
 def _checkpoints(folder: Path, found: Findings, steps: int | None) -> None:

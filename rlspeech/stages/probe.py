@@ -84,7 +84,7 @@ def run(config: RL) -> dict[str, Any]:
     train, _ = task.data(config, model)
     clip_s = 0.0 if task.transcribed else config.clip_s
     settings, algos = candidates(config, task), config.probe_algos or [config.algo]
-    if config.probe_algos and not config.probe_settings:
+    if not config.probe_settings and (config.probe_algos or config.samples):
         settings = settings[:1]
     asked = zlib.crc32(config.model_dump_json(exclude={"out", "probe_settings"}).encode())
     path = Path(config.out) / "probe.json" if config.out else None
@@ -104,7 +104,7 @@ def run(config: RL) -> dict[str, Any]:
                 soft = task.soft_reward(own, engine.device) if "diffro" in name else None
                 algo = get_algorithm(own, policy, torch.optim.SGD(policy.parameters(), 0.0), soft=soft)
                 # every setting gets the same prompts
-                feed = batches(train, config.prompts_per_step, clip_s, seed=config.seed)
+                feed = batches(algo.select(train), config.prompts_per_step, clip_s, seed=config.seed)
                 found, rate, mean = _measure(algo, scorer, feed, bar)
                 row: dict[str, Any] = {"setting": label(setting), _kind(setting): setting.model_dump(mode="json")}
                 if config.probe_algos:
@@ -167,14 +167,14 @@ def _measure(algo: PolicyUpdate, scorer: Scorer, feed: Any, bar: Any) -> tuple[d
     for k in range(config.probe_batches):
         experience = algo.collect(with_video(next(feed)[0], config.video), scorer, seed=k + 1)
         rollout = experience.rollout
-        if rollout is None:
+        if not config.policy_weight:
             raise UserError("nothing to probe", "policy_weight is 0: nothing is sampled", "--set policy_weight=1")
-        rollouts += len(rollout.samples)
+        rollouts += 0 if rollout is None else len(rollout.samples)
         columns = {"all": experience.advantage.value}
-        if "diffro" in config.algo:  # its direction comes from more than advantages
+        if rollout is None or "diffro" in config.algo:  # its direction comes from more than advantages
             prompts = torch.arange(len(experience.prompts))
             grads.setdefault("all", []).append(algo.gradients(experience, columns.pop("all"), prompts)[0].total.cpu())
-        for name in () if config.probe_algos else experience.scores:
+        for name in () if rollout is None or config.probe_algos else experience.scores:
             named = next((r for r in config.rewards if r.name == name), None)
             spec = named or config.rewards[0].model_copy(update={"name": name, "bounds": (None, None)})
             alone = [spec.model_copy(update={"weight": 1.0})]

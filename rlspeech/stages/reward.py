@@ -25,8 +25,8 @@ from rlspeech.data.audio import AudioError
 from rlspeech.data.decode import remarks
 from rlspeech.data.inputs import HYPOTHESES, Item, Items, collect, without_audio
 from rlspeech.data.inputs import load as read_audio
-from rlspeech.data.manifest import SAMPLE_SET
-from rlspeech.files import held, read_object
+from rlspeech.data.manifest import draws_of
+from rlspeech.files import held
 from rlspeech.plugins import load, load_function
 from rlspeech.report.build import write_page
 from rlspeech.report.calibrate import ORDER, calibrated, print_calibration
@@ -90,7 +90,9 @@ def run(config: ScoreFolder, path: str | Path | Sequence[str], joined: Sequence[
             log.say(f"{done} of {len(items)} files are in {scores.path} already")
         left, todo = len(todo) * bool(joined), array("L") if joined else todo
         try:
-            parts = _ahead(items, todo, _batch(config, path), without_audio if silent else read_audio)
+            draws = draws_of(path)  # some rewards compare those of a prompt: they are in one batch
+            batch = -(-config.batch // draws) * draws
+            parts = _ahead(items, todo, batch, without_audio if silent else read_audio)
             _score_all(scorer, scores, parts, len(items), done)
         except KeyboardInterrupt:
             log.say(f"interrupted; what is scored is in {scores.path}, the same command goes on from there")
@@ -110,12 +112,6 @@ def _options(config: ScoreFolder, asked: Sequence[str]) -> dict[str, dict[str, A
     families |= {f: {"recogniser": config.recogniser} for f in takers or RECOGNISERS[:1]}
     families["speech_bert_score"] = {"encoder": config.speech_encoder}
     return {f: given for f, options in families.items() if (given := {k: v for k, v in options.items() if v})}
-
-
-def _batch(config: ScoreFolder, path: str | Path | Sequence[str]) -> int:
-    """Files in a batch; of stored samples whole prompts, whose draws some rewards compare."""
-    draws = read_object(Path(path) / SAMPLE_SET).get("draws", 1) if isinstance(path, str | Path) else 1
-    return -(-config.batch // draws) * int(draws)
 
 
 def _judges_texts(request: base.Request) -> bool:
