@@ -22,7 +22,7 @@ the waveforms: both outputs as means of white Gaussians whose standard deviation
 0.056 where the two differ at -20 dB and noise is 0.3. GRPO beside DiffRO has the same one.
 
 A given output is fitted (``fit``) as regression does: as a sample of a white Gaussian around the noiseless prediction, whose standard
-deviation is ``SPREAD`` times the RMS of the prompt, the same for all of a prompt's outputs.
+deviation is ``SPREAD`` times the RMS of the prompt, the same for all of its outputs; of a mask, the RMS of the output.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class GaussianPolicy:
         raise NotImplementedError
 
     def fit(self, prompts: list[Clip], samples: list[Sample], *, seed: int, reference: bool = True) -> Fit:
-        """-|prediction - output|^2 / (2 sigma^2), sigma = ``SPREAD`` x RMS of the prompt; see ``types.FittingPolicy``."""
+        """-|prediction - output|^2 / (2 sigma^2), sigma = ``SPREAD`` x RMS of ``Regression.prompt``; see ``types.FittingPolicy``."""
         clips, rows = distinct(prompts)
         cut = [(c, c.noisy.shape[-1], s.wav) for c, s in zip(prompts, samples, strict=True)]
         outputs = [replace(c, target=np.pad(wav[:n], (0, max(0, n - len(wav))))) for c, n, wav in cut]

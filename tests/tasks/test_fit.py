@@ -105,8 +105,8 @@ def test_a_mask_is_fitted_by_its_waveform() -> None:
     found = policy.fit([clip], [Sample(clip.key, wav[:3500], 16000)], seed=7, reference=False)
     data = collate_videos([clip], policy.model)
     mean = (policy.model.enhance(data.noisy, data.video, data.present, data.samples) / data.gain)[0].mean(0).detach()
-    noise = 0.3 * data.noisy.mean(1).square().mean().sqrt() / data.gain
-    gauss, goal = torch.distributions.Normal(mean, noise), torch.from_numpy(np.pad(wav[:3500], (0, 500)))
+    goal = torch.from_numpy(np.pad(wav[:3500], (0, 500)))
+    gauss = torch.distributions.Normal(mean, 0.3 * goal.square().mean().sqrt())
     wanted = gauss.log_prob(goal) - gauss.log_prob(mean)
     torch.testing.assert_close(found.logp[0].detach(), wanted.sum(), rtol=1e-4, atol=0)
     assert float(found.size) == 4000

@@ -165,7 +165,7 @@ class AvsePolicy(GaussianPolicy):
     def regression(self, prompts: list[Clip], rows: Tensor, outputs: list[Clip], seed: int) -> Regression:
         """The noiseless waveform: the decoder being linear, noise on the latents is noise on it. Channels are averaged, as in samples.
 
-        The unit is the RMS of a prompt's outputs together: a model that was trained on SI-SNR has a level of its own.
+        The unit is the RMS of the output itself: a model that was trained on SI-SNR has a level of its own.
         """
         data, given = (collate(clips, self.model, self.device) for clips in (prompts, outputs))
         assert given.target is not None
@@ -174,9 +174,8 @@ class AvsePolicy(GaussianPolicy):
         def predict(model: AvseEnhancer) -> Tensor:
             return model.enhance(data.noisy, data.video, data.present, data.samples).mean(1)[rows]
 
-        output, count = given.target.mean(1), torch.bincount(rows, minlength=len(prompts)).clamp_min(1)
-        power = torch.zeros_like(data.noisy[:, 0]).index_add_(0, rows, output.square()) / count[:, None]
-        return Regression(predict, output, power.sqrt()[rows], real)
+        output = given.target.mean(1)
+        return Regression(predict, output, output, real)
 
     def _sampled(self, model: AvseEnhancer, state: Decisions, rows: Tensor) -> Tensor:
         """Waveforms (n, C, T) of the masks that a model gives now with the noise that was drawn; a clip's mask is computed once."""
