@@ -12,8 +12,9 @@ import test_tts_policy as tts
 import tiny_flow
 import torch
 from tiny_avse import av_clips, av_policy
+from training import Judge, algorithm, train
 
-from rlspeech.config import Exploration
+from rlspeech.config import RL, Exploration, RewardSpec
 from rlspeech.data.batches import Clip, seed_of
 from rlspeech.tasks.avse.enhancer import collate as collate_videos
 from rlspeech.tasks.flowse.policy import collate, condition, encode, latent
@@ -97,6 +98,16 @@ def test_a_flow_is_fitted_as_it_denoises(kind: str) -> None:
         wanted = -(predicted - x1).square().sum() / (2 * 0.3**2 * y.square().mean())
         torch.testing.assert_close(logp, wanted, rtol=1e-4, atol=0)
     assert found.size.tolist() == [y.numel()] * 2
+
+
+def test_outputs_without_noise_are_learnt_from() -> None:
+    """As AdvantageFlow has it: members of a group differ by their latents alone."""
+    explore = Exploration(kind="sde", noise=0.0, window=1, start=(1, 1), nfe=(4, 4), shared_latent=False)
+    policy = tiny_flow.policy(explore, None)
+    policy.config = RL(algo="awr", rewards=[RewardSpec(name="si_sdr")], group=4, prompts_per_step=2, explore=explore)
+    loud = Judge("si_sdr", lambda s: float(np.square(s.wav).mean()))
+    rows = train(algorithm(policy, 1e-3), tiny_flow.clips(8000, 6000), loud, 2, lr=1e-3)
+    assert all(r["grad_norm"] > 0 and r["skipped_updates"] == 0 for r in rows) and rows[1]["kl"] > 0
 
 
 def test_a_mask_is_fitted_by_its_waveform() -> None:
