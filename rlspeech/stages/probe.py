@@ -83,7 +83,8 @@ def run(config: RL) -> dict[str, Any]:
     adapted = Adapted(model, config.lora)
     train, _ = task.data(config, model)
     clip_s = 0.0 if task.transcribed else config.clip_s
-    settings, algos = candidates(config, task), config.probe_algos or [config.algo]
+    settings = candidates(config, task)
+    algos: Sequence[Any] = config.probe_algos or [config.algo]
     if not config.probe_settings and (config.probe_algos or config.samples):
         settings = settings[:1]
     asked = zlib.crc32(config.model_dump_json(exclude={"out", "probe_settings"}).encode())
