@@ -281,12 +281,10 @@ def pair(
 
 
 def vet(candidates: Sequence[Candidate], out: Path, limits: Limits, workers: int, kind: str | None = None) -> Sets:
-    """Check the files of candidates and sort the rows into kept and dropped.
+    """Check the files of candidates and sort the rows, in their order, into kept and dropped.
 
     Args:
-        candidates: rows in the order in which they shall be written.
         out: folder for the measurements, ``checks.jsonl``, continued where it is there; a shard's knows those of the whole, too.
-        limits: what is dropped.
         workers: processes; 0 checks in this one.
         kind: what rows without a target are held to (``speech``, ``noisy``, ``noise``, ``rir``); by default their split decides.
 

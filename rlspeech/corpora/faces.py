@@ -77,8 +77,7 @@ def follow(found: dict[int, list[Face]], length: int) -> Track | None:
     """Link faces over time and choose the one with the largest sum of widths: large, and there for long.
 
     Args:
-        found: faces by frame index, from ``search``.
-        length: number of frames.
+        found, length: as ``search`` gives them.
 
     Returns:
         the face, or None where no frame shows any.
@@ -168,10 +167,7 @@ def _eyes(cv2: Any, cascade: Any, frame: np.ndarray, box: tuple[float, float, fl
 
 
 def landmark_detector(model: str | Path) -> Detector:
-    """MediaPipe's face landmarker with a model file of the user's (newer releases of the package carry none).
-
-    Args:
-        model: ``face_landmarker.task``.
+    """MediaPipe's face landmarker with the user's ``face_landmarker.task`` (newer releases of the package carry none).
 
     Raises:
         UserError: the package or the file is not there, or the file is another model.
@@ -280,12 +276,7 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def cut(frames: Iterable[np.ndarray], path: Path2D) -> np.ndarray:
-    """The aligned crops, (F, SIDE, SIDE) uint8.
-
-    Args:
-        frames: the F frames (more are left alone), each (H, W) uint8.
-        path: where to cut.
-    """
+    """The aligned crops, (F, SIDE, SIDE) uint8, of F frames (more are left alone), each (H, W) uint8."""
     reach = 0 if path.exact else REACH
     size, strips = (SIDE + 2 * reach, SIDE), []
     for frame, centre, scale, angle in zip(frames, path.centre, path.scale, path.angle, strict=False):

@@ -108,9 +108,7 @@ def render_one(
     """Write mixture ``number`` as ``out/noisy/NAME.flac`` and ``out/clean/NAME.flac``; the same number is the same mixture everywhere.
 
     Args:
-        mixtures: what to mix; mixture ``n`` takes utterance ``n % len`` in epoch ``n // len``.
-        number: which one.
-        out: folder for audio.
+        number: which one; mixture ``n`` takes utterance ``n % len`` in epoch ``n // len``.
         name: stem of both files and id of the row.
         clip_s: length; 0 keeps whole utterances.
         snr_db: fixes the ratio instead of drawing it.
@@ -210,10 +208,8 @@ def render_ladders(clean: Rows, noise: Rows, out: Path, count: int = 0, clip_s: 
 
     Args:
         clean, noise: untouched speech, and recordings of noise, one of which is drawn for each utterance.
-        out: folder.
         count: utterances; 0 takes all.
         clip_s: longest stretch of an utterance; 0 keeps it whole.
-        seed: the same one gives the same files.
 
     Returns:
         rows, and for every utterance that could not be used a row with its reason.

@@ -224,11 +224,7 @@ def _held(wav: np.ndarray) -> np.ndarray:
 def music(seconds: float, sample_rate: int, rng: np.random.Generator, style: str = "arpeggio") -> np.ndarray:
     """Something like music, (T,): a progression of four chords in a drawn key, tempo and timbre, by additive synthesis.
 
-    Args:
-        seconds: length.
-        sample_rate: in Hz.
-        rng: draws key, tempo, chords and timbre.
-        style: ``pad`` (held chords), ``arpeggio`` (plucked, one note after the other) or ``beat`` (both, with bursts of noise on the beat).
+    The styles: ``pad`` (held chords), ``arpeggio`` (plucked, one note after the other), ``beat`` (both, with bursts of noise on the beat).
     """
     total, beat = round(seconds * sample_rate), max(1, round(60 / rng.uniform(70, 150) * sample_rate))
     key_hz, tilt = 110.0 * 2 ** (rng.integers(12) / 12), float(rng.uniform(1.0, 2.2))

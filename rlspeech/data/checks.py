@@ -95,9 +95,7 @@ def file_stamp(path: str) -> str | None:
 def measure(path: str | Path, floor_db: float = -75.0) -> FileFacts:
     """Read a file once and measure it; never raises for a bad file.
 
-    Args:
-        path: audio file.
-        floor_db: power, relative to the strongest frequency, above which a frequency counts as filled.
+    ``floor_db`` is the power, relative to the strongest frequency, above which a frequency counts as filled.
     """
     facts = FileFacts()
     try:

@@ -205,8 +205,6 @@ def degrade(clean: np.ndarray, sources: Sources, sample_rate: int, rng: Generato
     Args:
         clean: (T,) float32 speech.
         sources: recordings to draw from; without any, noise is synthetic and so are the rooms.
-        sample_rate: in Hz.
-        rng: decides everything.
 
     Raises:
         AudioError: silent speech.
@@ -294,7 +292,6 @@ def ladders(clean: np.ndarray, noise: np.ndarray, sample_rate: int, rng: Generat
     Args:
         clean: (T,) float32 speech; the rungs keep its level.
         noise: a recording of noise, looped where it is shorter.
-        sample_rate: in Hz.
         rng: draws the stretch of noise, the room and the gaps, once for a whole ladder, so that rungs differ in degree alone.
 
     Raises:

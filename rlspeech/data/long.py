@@ -25,11 +25,7 @@ BLOCK_S = 10.0
 def spans(samples: int, size: int, overlap: int, grid: int = 1) -> list[tuple[int, int]]:
     """Cut ``samples`` into stretches of ``size`` that share ``overlap``; the last one is moved back so that it is as long as the rest.
 
-    Args:
-        samples: of the whole.
-        size: longest stretch.
-        overlap: what neighbours share at least.
-        grid: every stretch starts at a multiple of this; the last one is then shorter than the rest by less than it.
+    Every stretch starts at a multiple of ``grid``; the last one is then shorter than the rest by less than it.
 
     Raises:
         ValueError: an overlap that is not shorter than half a chunk, or chunks that a step of the grid does not fit into.
@@ -126,13 +122,7 @@ def _checked(out: np.ndarray, piece: np.ndarray) -> np.ndarray | Exception:
 
 
 def pause(wav: np.ndarray, sample_rate: int, low: int, high: int) -> int:
-    """The middle of the quietest 0.2 s between samples ``low`` and ``high``, the last of several.
-
-    Args:
-        wav: (T,) float32.
-        sample_rate: in Hz.
-        low, high: where to look, in samples.
-    """
+    """The middle of the quietest 0.2 s between samples ``low`` and ``high`` of (T,) float32, the last of several."""
     hop, width = max(1, int(FRAME_S * sample_rate)), round(PAUSE_S / FRAME_S)
     stretch = np.asarray(wav[low:high], dtype=np.float64)
     frames = len(stretch) // hop
@@ -160,9 +150,7 @@ def stream(
     """Read a file piece by piece; the pieces are those of ``cut``.
 
     Args:
-        path: any file of sound.
-        sample_rate: of the pieces, in Hz.
-        max_s: longest piece.
+        sample_rate, max_s: rate of the pieces in Hz, and the longest in seconds.
         offset_s, duration_s: the stretch of the file, in seconds; None reads to the end.
 
     Yields:

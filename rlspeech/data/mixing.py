@@ -47,12 +47,9 @@ def mixture_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
 def reverberate(
     wav: np.ndarray, rir: np.ndarray, sample_rate: int, early_ms: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Put speech into a room.
+    """Put dry speech (T,) into a room by its impulse response (R,).
 
     Args:
-        wav: (T,) dry speech.
-        rir: (R,) impulse response.
-        sample_rate: in Hz.
         early_ms: the target keeps reflections up to this long after the direct sound (50 ms counts as helpful to
             intelligibility); None keeps the whole response in the target.
 

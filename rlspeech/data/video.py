@@ -46,12 +46,7 @@ def frames_of(seconds: float) -> int:
 
 
 def save_lips(path: str | Path, frames: np.ndarray, found: np.ndarray | None = None) -> None:
-    """Write (F, H, W) uint8 frames, atomically.
-
-    Args:
-        path: ends in ``.npz``.
-        frames: at 25 frames a second.
-        found: (F,) bool, frames in which a face was found; all by default.
+    """Write (F, H, W) uint8 frames at 25 a second as ``.npz``, atomically; ``found`` (F,) bool tells where a face was, by default in all.
 
     Raises:
         ValueError: another type or shape.

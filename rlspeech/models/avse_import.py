@@ -39,10 +39,7 @@ Names = dict[str, tuple[str, Turn]]  # theirs -> ours, and how the tensor is tur
 
 
 def read_avse4(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a published checkpoint by their names there, in float32.
-
-    Args:
-        path: ``.ckpt`` of Lightning, or ``.safetensors``.
+    """Tensors of a published checkpoint (``.ckpt`` of Lightning, or ``.safetensors``) by their names there, in float32.
 
     Raises:
         UserError: missing, unreadable, or with more in it than tensors and plain values.

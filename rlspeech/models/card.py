@@ -63,12 +63,7 @@ def write_card(folder: Path, card: Card, facts: Mapping[str, Any]) -> None:
 
 
 def model_card(card: Card, facts: Mapping[str, Any]) -> str:
-    """The card.
-
-    Args:
-        card: what kind of model.
-        facts: how it came to be, as in its ``config.json`` or ``rlspeech.json``; what is missing or odd is left out.
-    """
+    """The card of a model with its facts, as in ``config.json`` or ``rlspeech.json``; what is missing or odd is left out."""
     rl = _mapping(facts.get("rl"))
     rate = f", {card.rate} Hz" if card.rate else ""
     title = f"# {card.title[:1].upper()}{card.title[1:]}, {card.parameters / 1e6:.2f} M parameters{rate}"

@@ -105,12 +105,9 @@ def quietly(quiet: bool = True) -> Iterator[None]:
 
 
 def pretrained(kind: Any, where: str | Path, **options: Any) -> Any:
-    """What one of transformers' classes loads from a folder or a Hub id. Code that lies there never runs, a pickle is never opened.
+    """What a class of transformers (of a config, a tokenizer, a processor or a model) loads from a folder or a Hub id.
 
-    Args:
-        kind: the class: of a config, a tokenizer, a processor or a model.
-        where: a folder or a Hub id.
-        options: of its ``from_pretrained``.
+    Code that lies there never runs, a pickle is never opened; ``options`` are those of ``from_pretrained``.
 
     Raises:
         ValueError: sizes beyond any model's, weights that are integers, or a model that comes as code.
@@ -169,13 +166,9 @@ def write_about(folder: Path, about: dict[str, Any], card: Card) -> None:
 
 
 def load_net(cls: Any, where: str | Path, *, strict: bool = False, **options: Any) -> Any:
-    """A transformers model with all its weights; an adapter that the checkpoint brings is folded in.
+    """A transformers model with all its weights; an adapter that the checkpoint brings is folded in. Arguments as in ``pretrained``.
 
-    Args:
-        cls: its class.
-        where: a folder or a Hub id.
-        strict: weights that the model does not have are refused as well.
-        options: of ``from_pretrained``.
+    With ``strict`` weights that the model does not have are refused as well.
 
     Raises:
         ValueError: weights that do not fit the config.

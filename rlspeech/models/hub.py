@@ -231,7 +231,6 @@ def load_model(
     Args:
         name: 'embedded', a checkpoint folder or a run folder.
         task: its kind.
-        device: where to.
         make: (folder, ``config.json``) -> the model without its weights; None: by ``KINDS``.
 
     Returns:
@@ -269,7 +268,6 @@ def save_model(
     """Write a checkpoint into an existing or new folder; the caller makes it atomic.
 
     Args:
-        folder: where to.
         model: gives the config (``cfg``, ``sample_rate``) and, unless ``weights`` are given, the weights.
         task: its kind.
         facts: how it came to be (data, steps, reward, numbers), for ``config.json`` and the model card.

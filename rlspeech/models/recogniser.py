@@ -65,12 +65,7 @@ def make_tokenizer(texts: Iterable[str], size: int) -> Any:
 
 
 class Recogniser(nn.Module):
-    """A Fun-ASR-Nano with its tokenizer, and the CTC head that only training uses.
-
-    Args:
-        cfg: sizes.
-        tokenizer: with the marks of this module.
-    """
+    """A Fun-ASR-Nano with its tokenizer, which has the marks of this module, and the CTC head that only training uses."""
 
     sample_rate = SAMPLE_RATE
 

@@ -71,11 +71,8 @@ def mel_filters(sample_rate: int, n_fft: int, n_mels: int, fmax_hz: float | None
     """Slaney's mel filters (Auditory Toolbox, 1998): linear below 1 kHz, logarithmic above, of unit area, as librosa.filters.mel.
 
     Args:
-        sample_rate: in Hz.
         n_fft: length of the transform, odd ones too; the filters cover its n_fft // 2 + 1 bins.
-        n_mels: number of filters.
-        fmax_hz: upper edge of the highest filter; None is half the rate.
-        fmin_hz: lower edge of the lowest filter.
+        fmax_hz, fmin_hz: upper edge of the highest filter, None is half the rate; lower edge of the lowest.
 
     Returns:
         (n_mels, n_fft // 2 + 1) float32, a transposed view: products round by the layout.
@@ -249,13 +246,9 @@ OCTAVE, JUMP, SWITCH = 0.03, 0.35, 0.14  # costs: of a lower octave, of moving b
 def track_pitch(
     wav: Tensor, sample_rate: int, hop: int, frames: int, window: int = 640, real: Tensor | None = None
 ) -> Tensor:
-    """Pitch of waveforms, frame ``l`` centred at sample ``(l + 0.5) * hop``.
+    """Pitch of waveforms (N, T) float32 in ``frames`` L, frame ``l`` centred at sample ``(l + 0.5) * hop``.
 
     Args:
-        wav: (N, T) float32.
-        sample_rate: in Hz.
-        hop: in samples.
-        frames: L.
         window: samples a frame; 40 ms reach down to 75 Hz safely.
         real: (N,) frames of each row, where rows are padded; what is behind them decides nothing, and has no pitch.
 

@@ -33,12 +33,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class TextLayer(nn.Module):
-    """One layer, for a whole text at once or a piece at a time.
-
-    Args:
-        dim: width.
-        heads: of both attentions.
-    """
+    """One layer, for a whole text at once or a piece at a time; both attentions have ``heads``."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()

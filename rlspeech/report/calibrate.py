@@ -42,7 +42,6 @@ def calibrated(rows: Rows, columns: Rows, better: Mapping[str, bool], seed: int)
         rows: key -> scores.
         columns: key -> what is known of the item, which tells its place in the order.
         better: reward -> higher is better.
-        seed: of the bootstrap.
     """
     known = {k: {c: v for c, v in found.items() if c in ORDER} for k, found in columns.items()}
     merged = [{**columns[k], **rows.get(k, {}), **known[k]} for k in columns]
@@ -56,7 +55,6 @@ def calibrate(rows: Sequence[Row], better: Mapping[str, bool], seed: int = 0) ->
         rows: one a clip: the rewards' values by name (None where null), and ``rung`` (0 untouched), ``ladder``, ``clean_id``, ``snr_db``
             as far as they are known.
         better: reward -> higher is better.
-        seed: of the bootstrap.
 
     Returns:
         ``n``, ``ladders``, ``utterances``; ``rewards``: name -> ``within`` (mean over ladders, its interval), ``pooled``, ``snr`` and

@@ -138,11 +138,7 @@ def _player(clip: Clip, system: str, wav: np.ndarray | None, picture: np.ndarray
 
 
 def encode(wav: np.ndarray, sample_rate: int) -> tuple[str, bytes]:
-    """Compress a waveform for the page.
-
-    Args:
-        wav: (T,) float32 within -1 and 1.
-        sample_rate: in Hz.
+    """Compress a waveform, (T,) float32 within -1 and 1, for the page.
 
     Returns:
         its media type and the file: MP3 where libsndfile can write it (since 1.1), else FLAC, larger and as widely played.
@@ -249,7 +245,6 @@ def choose_examples(level: Row, gain: Row, count: int, metric: str) -> list[tupl
         level: item -> value, signed so that more is better.
         gain: item -> difference to a baseline, signed alike; empty where there is no baseline.
         count: most items.
-        metric: its name, for the labels.
 
     Returns:
         (item, label), losses first; fewer than ``count`` where there are not more.

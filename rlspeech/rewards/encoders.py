@@ -226,8 +226,7 @@ def batched(
 
     Args:
         wavs: (T_i,) float32 each, 16 kHz.
-        encode: (n, T) -> tensor whose first axis is n.
-        device: where ``encode`` computes.
+        encode: (n, T) -> tensor whose first axis is n; it computes on ``device``.
         cache: remembers results between calls.
 
     Returns:
@@ -256,7 +255,6 @@ def load_encoder(
         name: Hub id or folder of a transformers model; None or "embedded" takes the embedded encoder; of speakers also "resemblyzer".
         embedded: that encoder's folder below ``assets``.
         classes: names of transformers classes; the one that the config names is taken, else the first.
-        device: where it runs.
         what: for the error message.
 
     Raises:

@@ -49,7 +49,6 @@ def new_place(out: str | None, *, folder: bool = True, suffix: str = "") -> Iter
     """A place to write to that takes its name, ``out``, when everything is there; yields both.
 
     Args:
-        out: its name.
         folder: a folder, else a file.
         suffix: that a file to write to ends in, where that matters to its writer.
 
@@ -185,7 +184,6 @@ def merge_lora(source: str, to: str, out: str | None, *, device: str = "cpu") ->
     Args:
         source: run folder of ``rlspeech rl``, one of its checkpoints, or an adapter that this command wrote.
         to: "adapter" or "merged".
-        out: folder to write.
         device: where an adapter is merged.
 
     Raises:

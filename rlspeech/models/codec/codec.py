@@ -61,12 +61,7 @@ class Codec(Protocol):
 
 
 class EmbeddedCodec:
-    """``CodecNet`` as a ``Codec``.
-
-    Args:
-        net: in evaluation mode.
-        name: what it was loaded as.
-    """
+    """``CodecNet``, in evaluation mode, as a ``Codec``; ``name`` is what it was loaded as."""
 
     def __init__(self, net: CodecNet, name: str = "embedded") -> None:
         self.net, self.name = net, name
@@ -285,11 +280,7 @@ def fbank_features(wav: np.ndarray, side: int) -> Tensor:
 
     Kaldi's log-mel (25 ms Povey windows every 10 ms, pre-emphasis 0.97, 80 bands from 20 Hz), mean 0 and spread 1 over the recording,
     two frames side by side. transformers' extractors ask torchaudio for it, which has no build beside every torch; this is the numpy
-    version that the original XCodec2 used.
-
-    Args:
-        wav: in [-1, 1].
-        side: zeros at both ends.
+    version that the original XCodec2 used. ``side`` zeros stand at both ends.
     """
     from transformers.audio_utils import spectrogram, window_function
 

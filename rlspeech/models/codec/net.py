@@ -38,10 +38,9 @@ class DecoderOutput(NamedTuple):
 
 
 class FiniteScalar(nn.Module):
-    """Finite scalar quantisation: every dimension is rounded to one of a few values, gradients pass straight through.
+    """Finite scalar quantisation: every dimension is rounded to one of its ``levels``, gradients pass straight through.
 
-    Args:
-        levels: values a dimension; ids are their mixed-radix number, the first dimension counting fastest.
+    Ids are their mixed-radix number, the first dimension counting fastest.
     """
 
     levels: Tensor
@@ -85,11 +84,7 @@ class ConvBlock(nn.Module):
 
 
 class CodecNet(nn.Module):
-    """The codec's weights and signal processing, on padded batches; ``models/codec/codec.py`` takes lists.
-
-    Args:
-        cfg: sizes.
-    """
+    """The codec's weights and signal processing, on padded batches; ``models/codec/codec.py`` takes lists."""
 
     window: Tensor
     bank: Tensor
@@ -191,11 +186,7 @@ class CodecNet(nn.Module):
         return DecoderOutput(pulse + MEL_CENTRE, noise + MEL_CENTRE, voiced[..., 0], pitch[..., 0] / PITCH_SCALE)
 
     def synthesise(self, out: DecoderOutput, pitch: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The waveform (N, L hop) of what ``decode`` gave, at a pitch (N, L) in Hz, 0 where unvoiced.
-
-        Args:
-            generator: of the noise.
-        """
+        """The waveform (N, L hop) of what ``decode`` gave, at a pitch (N, L) in Hz, 0 where unvoiced; the noise is the generator's."""
         cfg, length = self.cfg, pitch.shape[1] * self.cfg.hop
         ones = pulses(pitch, cfg.hop, self.sample_rate)
         noise = torch.randn(pitch.shape[0], length, generator=generator, device="cpu").to(pitch.device)

@@ -143,12 +143,9 @@ def spectral_loss(made: Tensor, truth: Tensor, sample_rate: int) -> Tensor:
 
 
 def content_loss(recogniser: Recogniser, made: Tensor, truth: Tensor) -> Tensor:
-    """1 - cosine between what a recogniser's encoder makes of two batches of waveforms (B, T) at its rate, a mean over its frames.
+    """1 - cosine between what a frozen recogniser's encoder makes of copies and originals, (B, T) at its rate, a mean over its frames.
 
-    Args:
-        recogniser: frozen; only ``made`` takes a gradient.
-        made: the copies.
-        truth: the originals.
+    Only the copies, ``made``, take a gradient.
     """
 
     def encoded(wavs: Tensor) -> Tensor:
