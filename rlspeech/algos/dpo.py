@@ -35,9 +35,9 @@ from rlspeech.data.batches import ClipSource, with_utts
 from rlspeech.data.inputs import item_of, without_audio
 from rlspeech.data.manifest import SAMPLE_SET, is_stored, read_manifest
 from rlspeech.rewards.base import column_of, resolve
-from rlspeech.rewards.mix import centred
+from rlspeech.rewards.mix import centred, to_arrays
 from rlspeech.scores import Row, read_scores
-from rlspeech.types import FittingPolicy, Rollout, Sample, UserError
+from rlspeech.types import FittingPolicy, Rollout, Sample, Score, UserError
 
 Pair = tuple[int | None, int]  # a winner and a loser of the set; None: the prompt's reference
 HINT = "rlspeech sample --help"
@@ -61,18 +61,19 @@ class StoredSamples:
         self.group = group.reshape(-1)
         self.finished = torch.tensor([u.extra.get("finished") is not False for u in self.rows])
 
-    def scores(self, specs: Specs) -> Columns:
-        """Scores (M,) by name of the rewards with a weight, nan for null. Raises ``UserError``: there are none of one."""
-        found = dict[str, Row]()
-        for rows in read_scores(self.folder / "scores.jsonl").values():
-            for key, row in rows.items():
-                found[key] = {**found.get(key, {}), **row}
-        out, missing = Columns(), list[str]()
+    def scores(self, specs: Specs) -> dict[str, list[Score]]:
+        """Scores (M,) by name of the rewards with a weight. Raises ``UserError``: there are none of one."""
+        rows, out, missing = dict[str, Row](), dict[str, list[Score]](), list[str]()
+        for of in read_scores(self.folder / "scores.jsonl").values():
+            for key, row in of.items():
+                rows.setdefault(key, {}).update(row)
         for name in (s.name for s in specs if s.weight):
-            column = name if any(name in row for row in found.values()) else resolve(name).column
-            values = [found.get(u.id, {}).get(column) for u in self.rows]
-            out[name] = np.array([v if isinstance(v, int | float) else np.nan for v in values], np.float64)
-            missing += [] if np.isfinite(out[name]).any() else [name]
+            column = name if any(name in row for row in rows.values()) else resolve(name).column
+            found = [rows.get(u.id, {}) for u in self.rows]
+            values = [v if isinstance(v := row.get(column), int | float) else None for row in found]
+            errors = (row.get("errors", {}).get(column, "not scored yet") for row in found)
+            out[name] = [Score(v, None if v is not None else why) for v, why in zip(values, errors, strict=True)]
+            missing += [] if any(v is not None for v in values) else [name]
         if missing:
             what, asked = f"{self.folder} has no scores of {', '.join(missing)}", " --reward ".join(["", *missing])
             raise UserError(
@@ -102,8 +103,6 @@ class DPO(GRPO):
     def check(self, config: RL) -> None:
         if config.samples is None:
             raise UserError("dpo learns from stored samples", "none are named", f"--samples FOLDER, made by {HINT}")
-        if config.supervised_weight and config.supervised_on == "sample":
-            raise UserError("dpo samples nothing", "supervised_on is sample", "--set supervised_on=mean")
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
@@ -116,20 +115,16 @@ class DPO(GRPO):
     def _pairs(self) -> dict[str, list[Pair]]:
         """Pairs by prompt; what is left out is said. Raises ``UserError``: too few scores, or not one pair."""
         cfg, stored = self.config.dpo, self.stored
-        nothing = torch.zeros(len(stored.rows), 0)
+        nothing, specs = torch.zeros(len(stored.rows), 0), [s for s in self.specs if s.weight]
         whole = Rollout(torch.from_numpy(stored.group), nothing, nothing.bool(), [], None, stored.finished)
-        scores = stored.scores(self.specs)
-        reward, judged = self.advantage_of(whole, scores, [s for s in self.specs if s.weight])
-        if judged.unscorable > self.config.max_unscorable:
-            what = f"{judged.unscorable:.0%} of the samples in {stored.folder} have no score"
-            hint = f"rlspeech reward {stored.folder}, or rlspeech check {stored.folder}"
-            raise UserError(what, f"the limit is {self.config.max_unscorable:.0%}", hint)
-        away = centred(reward, stored.group)[0]
-        least = cfg.margin * float(np.sqrt(np.nanmean(away**2)))
+        scores = to_arrays(columns := stored.scores(specs))
+        reward, judged = self.advantage_of(whole, scores, specs)
+        self.check_scorable({s.name: columns.get(s.name, []) for s in self.specs}, judged.unscorable)
+        least = cfg.margin * float(np.sqrt(np.nanmean(centred(reward, stored.group)[0] ** 2)))
         found = dict[str, list[Pair]]()
         for number, key in enumerate(stored.keys.tolist()):
             rows = [int(i) for i in (stored.group == number).nonzero()[0] if np.isfinite(reward[i])]
-            front = _fronts(rows, scores, self.specs) if cfg.order == "pareto" else {i: -reward[i] for i in rows}
+            front = _fronts(rows, scores, specs) if cfg.order == "pareto" else {i: -reward[i] for i in rows}
             place = {i: (front[i], -reward[i]) for i in rows}
             rows.sort(key=place.__getitem__)
             most = len(rows) // 2 if cfg.pairs == "ranked" else min(1, len(rows) // 2)
@@ -217,7 +212,7 @@ class DPO(GRPO):
 
 def _fronts(rows: Sequence[int], scores: Columns, specs: Specs) -> dict[int, float]:
     """Number of each row's Pareto front, 0 for those that no other is at least as good as in each reward and better in one."""
-    signs = [(scores[s.name], s.weight * (1 if column_of(s.name).higher_is_better else -1)) for s in specs if s.weight]
+    signs = [(scores[s.name], s.weight * (1 if column_of(s.name).higher_is_better else -1)) for s in specs]
     worth = {i: np.array([values[i] * np.sign(sign) for values, sign in signs]) for i in rows}
     left, found = set(rows), dict[int, float]()
     while left:

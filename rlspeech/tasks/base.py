@@ -212,7 +212,7 @@ class EnhancementTask(Task):
     climbs = SOFT
     diffro_defaults: ClassVar[dict[str, Any]] = {"group": 1, "kl_beta": 0.1, "lr": 3e-4}
     # likelihoods are squared errors of so many elements that their sum would decide every pair at once
-    dpo_defaults: ClassVar[dict[str, Any]] = {"dpo": DPO(beta=500.0, length_normalised=True)}
+    dpo_defaults: ClassVar[dict[str, Any]] = {"dpo": DPO(beta=100.0, length_normalised=True)}
     diffro_guards: ClassVar[dict[str, float | None]] = {
         **{"pesq_wb": 0.1, "estoi": 0.02},
         **{"dnsmos_p808": None, "lsd": None, "speaker_similarity": None},  # beside what is not climbed

@@ -113,7 +113,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "RL": (
         *POLICY,
         Rule("hold", "a guard that is held", lambda c: any(g.hold for g in c.guards)),
-        Rule("supervised_on", "a supervised_weight above 0", lambda c: c.supervised_weight > 0),
+        Rule(
+            "supervised_on",
+            "a supervised_weight above 0, not of dpo",
+            lambda c: c.supervised_weight and c.algo != "dpo",
+        ),
         Rule("encoder_cache_mib", "train_encoder=false", lambda c: not c.train_encoder),
     ),
     "Pretrain": (
