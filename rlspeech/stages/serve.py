@@ -138,7 +138,7 @@ def _rows(body: dict[str, Any], form: str) -> list[Any]:
     if form == "samples":
         return list(body["samples"])
     if form == "clip":
-        metadata = body.get("metadata") if isinstance(body.get("metadata"), dict) else {}
+        metadata: dict[str, Any] = given if isinstance(given := body.get("metadata"), dict) else {}
         return [{"text": body.get("prompt"), **metadata, **{k: body[k] for k in Clip.model_fields if k in body}}]
     said = [words_of(c) for c in body["completions"]]
     lists = {k: v for k, v in body.items() if isinstance(v, list) and len(v) == len(said) and k != "completions"}
@@ -220,8 +220,8 @@ def application(service: Service, token: str = "") -> Any:
         admit(request)
         try:
             async with asyncio.timeout(config.timeout_s), held:
-                work = service.answer, await body_of(request), name
-                return JSONResponse(await asyncio.get_running_loop().run_in_executor(service.thread, *work))
+                work = service.thread.submit(service.answer, await body_of(request), name)
+                return JSONResponse(await asyncio.wrap_future(work))
         except (TimeoutError, ClientDisconnect) as error:
             raise Refusal(504, f"it took longer than {config.timeout_s:g} s (timeout_s)") from error
 
