@@ -22,7 +22,8 @@ were dropped for, both gradients' sizes and their cosine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -177,11 +178,33 @@ class DiffRO(_Soft):
     def assign_credit(self, experience: Experience, rollout: Rollout) -> None:
         """Which rows are relaxed; their advantage is 1, for the count of prompts with signal."""
         super().assign_credit(experience, rollout)
-        everything = torch.ones(len(rollout.group), dtype=torch.bool)
-        kept = self.note_kept(experience, rollout, everything, drop=self.config.diffro.on != "all")
+        kept = self._keep(experience, rollout)
         groups = experience.advantage.groups
         signal = int(self.total(len(torch.unique(rollout.group[kept]))))
         experience.advantage = Advantage(kept.float(), 0.0, 1.0 - signal / max(1, groups), groups, signal)
+
+    def _keep(self, experience: Experience, rollout: Rollout) -> Tensor:
+        everything = torch.ones(len(rollout.group), dtype=torch.bool)
+        return self.note_kept(experience, rollout, everything, drop=self.config.diffro.on != "all")
+
+    def weigh(self, experience: Experience, rollout: Rollout) -> None:
+        """As others do; what is followed gets those weights."""
+        experience.reward = np.full(len(rollout.group), np.nan)
+        super().weigh(experience, rollout)
+        soft, weights = cast(Any, self.soft), {s.name: s.weight for s in self.specs}
+        soft.specs = [s.model_copy(update={"weight": weights[s.name]}) for s in soft.specs]
+
+    def reward_gradients(self, experience: Experience, advantages: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients (P,) of the rewards that are followed, each alone, whatever the advantages."""
+        soft, found = cast(Any, self.soft), dict[str, Tensor]()
+        self._keep(experience, cast(Rollout, experience.rollout))
+        every, prompts = soft.specs, torch.arange(len(experience.prompts))
+        signs = {s.name: math.copysign(1.0, s.weight) for s in self.config.rewards}
+        for spec in every:
+            soft.specs = [spec.model_copy(update={"weight": signs[spec.name]})]
+            found[spec.name] = self.soft_gradients(experience, prompts, 0.0)[0].total
+        soft.specs = every
+        return found
 
     def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, Logged]:
         grads, stats = self.soft_gradients(experience, prompts, self.loss_beta)

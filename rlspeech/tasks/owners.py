@@ -73,7 +73,7 @@ POLICY = (
         "ppo.form=critic",
         lambda c: c.ppo.form == "critic",
     ),
-    Rule("weights", "--algo grpo, ppo, awr or grpo+diffro", lambda c: c.algo not in ("diffro", "dpo")),
+    Rule("weights", "several rewards of rollouts", lambda c: c.algo != "dpo" and (c.algo, c.task) != ("diffro", "tts")),
     Rule("weights_every", "weights=agreement", lambda c: c.weights == "agreement"),
     Rule("awr", "--algo awr", lambda c: c.algo == "awr"),
     Rule("ratio ratio_level reduction change_weight kl", "another --algo than awr", lambda c: c.algo != "awr"),

@@ -10,11 +10,12 @@ import torch
 from tiny_avse import av_clips, tiny_avse
 from tiny_flow import SMALL, clips, disturb, tiny_model
 from torch import Tensor
-from training import slope
+from training import Judge, algorithm, slope, train
 
 from rlspeech.algos.update import flat_gradient
-from rlspeech.config import RL, DiffRO, Exploration, Lora
+from rlspeech.config import RL, DiffRO, Exploration, Lora, RewardSpec
 from rlspeech.models.adapters import Adapted
+from rlspeech.rewards.soft import SoftMix
 from rlspeech.tasks.avse.task import Avse
 from rlspeech.tasks.flowse.task import FlowSE
 from rlspeech.tasks.gaussian import distance
@@ -130,6 +131,21 @@ def test_the_change_in_numbers() -> None:
     torch.testing.assert_close(distance(off, w, mask), torch.full((2,), 0.01))
     assert float(distance(w, w, mask).max()) == 0
     assert bool(distance(w, torch.zeros_like(w), mask).isfinite().all())
+
+
+def test_followed_rewards_weigh_as_much_as_their_gradients_agree() -> None:
+    """What is asked to get worse agrees as much as it disagreed."""
+    found = []
+    for sign in (1.0, -1.0):
+        rewards = [RewardSpec(name=n, weight=w, scale="none") for n, w in (("si_sdr", 2.0), ("lsd", sign))]
+        config = RL(algo="diffro", explore=GAIN, rewards=rewards, weights="agreement", group=1, prompts_per_step=2)
+        policy, soft = flow(lora=None), SoftMix(rewards, 1)
+        policy.config = config
+        row = train(algorithm(policy, soft=soft), clips(6400, 8000), Judge("si_sdr", lambda s: 0.0), 1)[0]
+        assert [s.weight for s in soft.specs] == [2.0, row["weight/lsd"]] and row["grad_norm"] > 0
+        assert row["weight/lsd"] == pytest.approx(sign * max(0.0, row["agreement/lsd"]))
+        found.append(row["agreement/lsd"])
+    assert found[0] == pytest.approx(-found[1], rel=1e-2) and abs(found[0]) > 1e-3
 
 
 def test_what_does_not_go() -> None:
