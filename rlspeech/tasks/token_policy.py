@@ -15,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
 
 from rlspeech import log
 from rlspeech.config import PPO, RL
@@ -39,10 +41,15 @@ def token_logp(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
     return logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)
 
 
-def token_kl(logits: Tensor, reference: Tensor) -> Tensor:
+def plainly(logits: Tensor, ids: Tensor) -> tuple[Tensor]:
+    """``token_logp`` at temperature 1, for ``TokenPolicy._at_tokens``."""
+    return (token_logp(logits, ids),)
+
+
+def token_kl(logits: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(policy || reference) (n, S) over the vocabulary, in nats, with gradient to the first (n, S, V); a token at -inf adds nothing."""
-    here = logits.log_softmax(-1)
-    gap = (here - reference.log_softmax(-1)).masked_fill(here.detach() == -torch.inf, 0.0)
+    here, there = ((x if temperature == 1 else x / temperature).log_softmax(-1) for x in (logits, reference))
+    gap = (here - there).masked_fill(here.detach() == -torch.inf, 0.0)
     return (here.exp() * gap).sum(-1)
 
 
@@ -67,7 +74,14 @@ def kept_mass(logits: Tensor, sampling: Sampling) -> Tensor:
     return torch.where(before < sampling.top_p * whole, ordered, torch.zeros_like(ordered)).sum(-1)
 
 
+def spread(mask: Tensor, values: Tensor) -> Tensor:
+    """Values (K,) in their places of a mask (n, S), and 0 elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask.to(values.device), values)
+
+
+Look = Callable[..., tuple[Tensor, ...]]
 ROWS = 256  # rows that are sampled at once
+PART = 2**23  # logits that are made at once in training
 SPARE = (256, 4096)  # padded tokens that a further pass has to spare, on the host and on a device
 FEATURES = 256  # of a critic; wider hidden states are projected at random
 
@@ -271,16 +285,20 @@ class TokenPolicy:
         logp = torch.zeros(state.ids.shape, device=self.device)
         gaps, warm = list[Tensor](), list[Tensor]()
         sampled = state.mask & torch.tensor([not s.reference for s in samples])[:, None]
+        cut, warmth = self.sampling.top_p < 1 or self.sampling.top_k > 0, self.sampling.temperature
+
+        def look(logits: Tensor, ids: Tensor, drawn: Tensor) -> tuple[Tensor, ...]:
+            trained = token_logp(logits, ids, warmth)
+            gap = -kept_mass(logits, self.sampling).log() if cut else trained
+            return trained, gap[drawn], (trained if warmth == 1 else trained - token_logp(logits, ids))[drawn].abs()
+
         for rows in self._micro(state):
-            logits = self._forward(self.model, state, rows)
-            width = logits.shape[1]
-            ids, mask = (x[rows, :width].to(logits.device) for x in (state.ids, sampled))
-            trained = token_logp(logits, ids, self.sampling.temperature)
-            logp[rows.to(self.device), :width] = trained
-            if self.sampling.top_p < 1 or self.sampling.top_k:
-                gaps.append(-kept_mass(logits, self.sampling).log()[mask])
-            if self.sampling.temperature != 1:
-                warm.append((trained - token_logp(logits, ids))[mask].abs())
+            here = state.mask[rows]
+            states, drawn = self._forward(self.model, state, rows), sampled[rows][here].to(self.device)
+            trained, gap, away = self._at_tokens(look, states, state.ids[rows], here, drawn)
+            logp[rows.to(self.device)] = spread(here, trained)
+            gaps += [gap] * cut
+            warm += [away] * (warmth != 1)
         self._compare(gaps, warm)
         mask = state.mask.to(self.device) & logp.isfinite()
         return Rollout(state.prompts, torch.where(mask, logp, torch.zeros_like(logp)), mask, samples, state, finished)
@@ -305,21 +323,21 @@ class TokenPolicy:
             what = f"what is sampled and trained is the policy at temperature {cfg.temperature:g}"
             self._once("warm", f"{what}: mean |log ratio| to the one at temperature 1 is {gap:.3f} a token")
 
-    def _forward(self, model: Any, state: TokenRollout, rows: Tensor, *, states: bool = False) -> Tensor:
-        """Logits (n, S', V) float32 of the rows' tokens, S' the longest of them; or what the head sees, (n, S', D)."""
+    def _forward(self, model: Any, state: TokenRollout, rows: Tensor) -> Tensor:
+        """What the head sees before each of the rows' tokens, (n, S', D), S' the longest of them."""
         lengths = state.mask[rows].sum(1)
         whole = state.encoded is None
         parts = [torch.arange(len(rows))] if whole else like_lengths(lengths, SPARE[self.device.type != "cpu"])
         if len(parts) == 1:
-            return self._forward_rows(model, state, rows, states)
-        made = [self._forward_rows(model, state, rows[part], states) for part in parts]
+            return self._forward_rows(model, state, rows)
+        made = [self._forward_rows(model, state, rows[part]) for part in parts]
         width = max(x.shape[1] for x in made)
         out = made[0].new_zeros(len(rows), width, made[0].shape[2])
         for part, x in zip(parts, made, strict=True):
             out.index_copy_(0, part.to(x.device), pad(x, (0, 0, 0, width - x.shape[1])))
         return out
 
-    def _forward_rows(self, model: Any, state: TokenRollout, rows: Tensor, states: bool) -> Tensor:
+    def _forward_rows(self, model: Any, state: TokenRollout, rows: Tensor) -> Tensor:
         """``_forward`` at rows together, as wide as the longest."""
         prompts, encoded = state.prompts[rows], state.encoded
         ids = state.ids[rows, : max(1, int(state.mask[rows].sum(1).max()))]
@@ -328,24 +346,66 @@ class TokenPolicy:
                 used, prompts = torch.unique(prompts, return_inverse=True)
                 clips = [state.clips[i] for i in used.tolist()]
                 encoded = self._encode(clips, model=model, grad=torch.is_grad_enabled())
-            forward = model.forward_states if states else model.forward_logits
-            return forward(encoded, prompts, ids).float()
+            return model.forward_states(encoded, prompts, ids)  # type: ignore[no-any-return]
+
+    def _logits(self, model: Any, states: Tensor, first: Tensor | None = None, head: Any = None) -> Tensor:
+        """Logits (..., V) float32 of what the head sees, in rows (n, S, D), or (k, D) where it is said which are a row's ``first`` (k,)."""
+        first = torch.arange(states.shape[1], device=states.device) == 0 if first is None else first
+        with self._cast():
+            return model.restrict((head or model.head)(states).float(), first)  # type: ignore[no-any-return]
+
+    def _at_tokens(
+        self, look: Look, states: Tensor, ids: Tensor, mask: Tensor, *more: Tensor, model: Any = None, other: Any = None
+    ) -> tuple[Tensor, ...]:
+        """What ``look`` makes of the K tokens that count, from a part of their logits at a time; the backward pass makes them anew.
+
+        Args:
+            look: (logits (k, V) float32, ids (k,), and what ``more`` holds of them) -> tensors (k, ...).
+            states: (n, S', D) what the head sees.
+            ids, mask: (n, S); tokens, and those that count.
+            more: (K, ...) of theirs; with ``other`` the last is what that model's head sees, of which ``look`` gets the logits.
+            model: whose head it is; none: the policy's.
+        """
+        model, mask = model or self.model, mask[:, : states.shape[1]].to(states.device)
+        first, head, theirs = torch.zeros_like(mask), model.open_head(), other and other.open_head()
+        first[:, :1] = True
+
+        def part(states: Tensor, first: Tensor, ids: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+            if other is not None:
+                with torch.no_grad():
+                    more = *more[:-1], self._logits(other, more[-1], first, theirs)
+            return look(self._logits(model, states, first, head), ids, *more)
+
+        anew = partial(checkpoint, part, use_reentrant=False, preserve_rng_state=False)
+        columns = states[mask], first[mask], ids.to(mask.device)[:, : mask.shape[1]][mask], *more
+        size = max(1, PART // model.net.get_output_embeddings().weight.shape[0])
+        rows = zip(*(c.split(size) for c in columns), strict=True)
+        made = [(anew if torch.is_grad_enabled() else part)(*row) for row in rows]
+        return tuple(torch.cat(x) for x in zip(*made, strict=True))
+
+    def _logp_kl(
+        self, rollout: Rollout, rows: Tensor, states: Tensor, *, with_kl: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities (n, S) of the rows' tokens from what the head sees, and KLs (n, S), both 0 where nothing was drawn."""
+        state, k3, warmth = rollout.state, self.config.kl == "k3", self.sampling.temperature
+        ids, mask, other, there = state.ids[rows], state.mask[rows], None, list[Tensor]()
+        if with_kl:
+            with torch.no_grad(), self.adapted.reference() as other:
+                there = [self._forward(other, state, rows)[mask[:, : states.shape[1]].to(states.device)]]
+
+        def look(logits: Tensor, ids: Tensor, *reference: Tensor) -> tuple[Tensor, ...]:
+            logp = token_logp(logits, ids, warmth)
+            if not reference:
+                return (logp,)
+            return logp, token_logp(reference[0], ids, warmth) if k3 else token_kl(logits, reference[0], warmth)
+
+        logp, *kl = self._at_tokens(look, states, ids, mask, *there, other=other)
+        if kl and k3:
+            kl = [sampled_kl(logp, kl[0], rollout.logp[rows.to(rollout.logp.device)][mask.to(rollout.logp.device)])]
+        return spread(mask, logp), spread(mask, kl[0]) if kl else None
 
     def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
-        state: TokenRollout = rollout.state
-        logits = self._forward(self.model, state, rows)
-        width, warmth = logits.shape[1], self.sampling.temperature
-        ids = state.ids[rows, :width].to(logits.device)
-        logp, kl = token_logp(logits, ids, warmth), None
-        full = state.ids.shape[1] - width
-        if with_kl:
-            k3 = self.config.kl == "k3"
-            with torch.no_grad(), self.adapted.reference() as other:
-                there = self._forward(other, state, rows)
-                there = token_logp(there, ids, warmth) if k3 else there / warmth
-            old = rollout.logp[rows.to(rollout.logp.device), :width]
-            kl = pad(sampled_kl(logp, there, old) if k3 else token_kl(logits / warmth, there), (0, full))
-        logp = pad(logp, (0, full))
+        logp, kl = self._logp_kl(rollout, rows, self._forward(self.model, rollout.state, rows), with_kl=with_kl)
         one = torch.ones(logp.shape[1], device=logp.device)
         return LogProb(logp, kl, torch.zeros_like(logp).detach(), one, one)
 
@@ -378,11 +438,11 @@ class TokenPolicy:
         state, every, there, kl = self.recall(prompts, samples), torch.arange(len(samples)), None, None
 
         def logp_of(model: Any) -> Tensor:
-            logits = self._forward(model, state, every)
-            return token_logp(logits, state.ids[:, : logits.shape[1]].to(logits.device))
+            states = self._forward(model, state, every)
+            return spread(state.mask, self._at_tokens(plainly, states, state.ids, state.mask, model=model)[0])
 
         here = logp_of(self.model)
-        mask = state.mask[:, : here.shape[1]].to(here.device) & here.isfinite()
+        mask = state.mask.to(here.device) & here.isfinite()
         here = here.masked_fill(~mask, 0.0)
         if reference:
             with torch.no_grad(), self.adapted.reference() as other:
@@ -401,7 +461,7 @@ class TokenPolicy:
     def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
         """What the head sees before each token: (n, S, D) float32, D at most ``FEATURES`` by a fixed random projection."""
         state: TokenRollout = rollout.state
-        states = self._forward(self.model, state, rows, states=True)
+        states = self._forward(self.model, state, rows).float()
         wide = states.shape[-1]
         if wide > FEATURES:
             projection = torch.randn(wide, FEATURES, generator=torch.Generator().manual_seed(0)) / wide**0.5
@@ -419,8 +479,9 @@ class TokenPolicy:
         ids, mask = self._references(known)
         with self._cast():
             encoded = self._encode(known, grad=getattr(self.model, "train_encoder", False))
-            logits = self.model.forward_logits(encoded, torch.arange(len(known)), ids)
-        logp, mask = token_logp(logits, ids.to(logits.device)), mask.to(logits.device)
+            states = self.model.forward_states(encoded, torch.arange(len(known)), ids)
+        logp = spread(mask, self._at_tokens(plainly, states, ids, mask)[0])
+        mask = mask.to(logp.device)
         if lost := int((shut := mask & logp.isinf()).any(1).sum()):
             why = f"{lost} of {len(known)} references hold tokens that the model's generation config suppresses"
             self._once("shut", f"{why}: they are left out of the loss; --set suppress=allow_empty or none keeps them")

@@ -266,7 +266,7 @@ def test_a_truncated_sampler_is_measured_and_said_once(warned: list[str]) -> Non
     for seed in range(2):
         made = policy.rollout(_clips(), group=4, seed=seed)
     rows, wanted = torch.arange(12), []
-    logits = policy._forward(policy.model, made.state, rows)
+    logits = policy._logits(policy.model, policy._forward(policy.model, made.state, rows))
     for i in range(12):
         for s in range(int(made.mask[i].sum())):
             p = sorted(logits[i, s].softmax(-1).tolist(), reverse=True)
@@ -284,7 +284,7 @@ def test_a_truncated_sampler_is_measured_and_said_once(warned: list[str]) -> Non
 def test_the_policy_is_the_one_at_the_sampling_temperature(warned: list[str]) -> None:
     policy = _policy(sampling={"temperature": 0.7})
     made = policy.rollout(_clips(), group=4, seed=0)
-    logits = policy._forward(policy.model, made.state, torch.arange(12))
+    logits = policy._logits(policy.model, policy._forward(policy.model, made.state, torch.arange(12)))
     wanted = (logits / 0.7).log_softmax(-1).gather(-1, made.state.ids[..., None])[..., 0]
     torch.testing.assert_close(made.logp[made.mask], wanted[made.mask])
     assert len(warned) == 1 and policy.notes["temperature_gap"] > 0.05

@@ -151,16 +151,20 @@ def test_rows_of_like_length_share_a_pass(lengths: list[int], spare: int) -> Non
 
 @pytest.mark.parametrize("kind", ["embedded", "cosyvoice2"])
 def test_how_rows_share_passes_changes_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
+    """Nor how many logits are made at once; none of them wait for the backward pass."""
+    found, kept = [], list[int]()
     for spare in (1, 10**9):
         monkeypatch.setattr(token_policy, "SPARE", (spare, spare))
+        monkeypatch.setattr(token_policy, "PART", spare)
         p = policy(kind, lora=None, algo="grpo+diffro", diffro=DiffRO(on="all"), sampling=Sampling(max_new_tokens=30))
         passes = list[int]()
         p.model.net.model.register_forward_hook(lambda m, args, out, passes=passes: passes.append(1))
         algo = algorithm(p, soft=THREES)
         made = algo.collect(CLIPS, LOW, seed=1)
         rows = torch.tensor([7, 0, 3])
-        real, look = made.rollout.mask[rows], p.log_prob(made.rollout, rows, with_kl=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape[-1]) or x, lambda x: x):
+            real, look = made.rollout.mask[rows], p.log_prob(made.rollout, rows, with_kl=True)
+        assert kept and p.model.size + 1 not in kept
         grads, stats = algo.gradients(made, made.advantage.value, torch.arange(3))
         numbers = made.rollout.logp, p.features(made.rollout, rows)[real], look.logp[real], grads.total
         found.append((len(passes), stats["kl"], numbers))

@@ -134,11 +134,17 @@ class LanguageModel(nn.Module):
         """Logits (..., V) of hidden states (..., D)."""
         return self.net.get_output_embeddings()(states)  # type: ignore[no-any-return]
 
-    def restrict(self, logits: Tensor, *, first: bool) -> Tensor:
-        """Set what is suppressed in logits (n, S, V) to -inf, in place, and where they are a row's ``first``, what may not begin it."""
-        for ids, steps in ((self.suppress_tokens, None), (self.begin_suppress_tokens, int(first))):
-            if ids and steps != 0:
-                logits[:, :steps].index_fill_(-1, torch.tensor(ids, device=logits.device), -torch.inf)
+    def open_head(self) -> Callable[[Tensor], Tensor]:
+        """The head for many calls: what it takes of the weights is taken once, and so is its gradient."""
+        return self.head
+
+    def restrict(self, logits: Tensor, first: Tensor | None) -> Tensor:
+        """Set what is suppressed in logits (..., V) to -inf, in place, and where they are a row's ``first`` (...) what may not begin it."""
+        for ids, at in ((self.suppress_tokens, None), (() if first is None else self.begin_suppress_tokens, first)):
+            if ids:
+                shut = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+                shut[list(ids)] = True
+                logits.masked_fill_(shut if at is None else shut & at[..., None], -torch.inf)
         return logits
 
     def forward_states(self, prompts: EncodedPrompts, rows: Sequence[int] | Tensor, ids: Tensor) -> Tensor:
@@ -172,7 +178,7 @@ class LanguageModel(nn.Module):
             restricted: suppressed tokens are at -inf.
         """
         logits = self.head(self.forward_states(prompts, rows, ids)).float()
-        return self.restrict(logits, first=True) if restricted else logits
+        return self.restrict(logits, torch.arange(logits.shape[1], device=logits.device) == 0) if restricted else logits
 
     def room(self, prompts: EncodedPrompts, most: int | Sequence[int]) -> list[int]:
         """Longest answer to each prompt, the stop included: ``most``, or what a table of positions leaves."""
@@ -343,10 +349,10 @@ def prefill(lm: LanguageModel, prompts: EncodedPrompts) -> State:
                 out = lm.net.model.decoder(input_ids=given, encoder_hidden_states=audio, **how)
         else:
             out = lm.net.model(inputs_embeds=given if given.is_floating_point() else lm.embed_ids(given), **how)
-        return lm.restrict(lm.head(out.last_hidden_state[:, -1:]), first=False)[:, 0]
+        return lm.restrict(lm.head(out.last_hidden_state[:, -1]), None)
 
     first = step(given, torch.arange(len(given)), mask, (mask.cumsum(1) - 1).clamp_min(0), cache)
-    return State(lm.restrict(first[:, None], first=True)[:, 0], mask, cache, step)
+    return State(lm.restrict(first, torch.ones(len(first), dtype=torch.bool, device=first.device)), mask, cache, step)
 
 
 @contextmanager

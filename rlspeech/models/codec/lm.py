@@ -272,12 +272,19 @@ class CodecLM(LanguageModel):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V + 1) of hidden states (..., D): the codes', and the stop's (of several stops, the logarithm of their sum)."""
+        return self.open_head()(hidden)
+
+    def open_head(self) -> Callable[[Tensor], Tensor]:
         out, first = self.net.get_output_embeddings(), self.layout.first
-        stops, here, bias = list(self.layout.stops), slice(first, first + self.size), getattr(out, "bias", None)
-        codes = nn.functional.linear(hidden, out.weight[here], None if bias is None else bias[here])
-        ends = nn.functional.linear(hidden, out.weight[stops], None if bias is None else bias[stops])
-        end = ends if len(stops) == 1 else ends.float().logsumexp(-1, keepdim=True).to(codes.dtype)
-        return torch.cat([codes, end], -1)
+        rows, bias = (slice(first, first + self.size), list(self.layout.stops)), getattr(out, "bias", None)
+        codes, ends = ((out.weight[at], None if bias is None else bias[at]) for at in rows)
+
+        def head(hidden: Tensor) -> Tensor:
+            end = nn.functional.linear(hidden, *ends)
+            end = end if len(rows[1]) == 1 else end.float().logsumexp(-1, keepdim=True).to(end.dtype)
+            return torch.cat([nn.functional.linear(hidden, *codes), end], -1)
+
+        return head
 
     def codes(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
         """The codec's ids (T_i,) in rows (N, S), without stop and padding."""

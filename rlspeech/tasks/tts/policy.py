@@ -30,7 +30,7 @@ from rlspeech.data.batches import Clip, seed_of
 from rlspeech.models.audio_lm.generate import EncodedPrompts
 from rlspeech.models.codec.lm import CodecLM
 from rlspeech.rewards.base import resolve
-from rlspeech.tasks.token_policy import TokenPolicy, TokenRollout, token_kl
+from rlspeech.tasks.token_policy import TokenPolicy, TokenRollout
 from rlspeech.types import Relaxed, Rollout, Sample
 
 SLOWEST, LEAST_S = 5.0, 2.0  # bytes of text a second: a third of usual speech; seconds that any text may take
@@ -96,18 +96,16 @@ class TtsPolicy(TokenPolicy):
         seeds = [seed_of(seed, state.clips[p].draw, member) for p, member in pairs]
         if self.config.diffro.mode == "free":
             return self._free(state, rows, width, tau, hard, seeds)
-        logits = self._forward(self.model, state, rows) / self.sampling.temperature
+        states = self._forward(self.model, state, rows)
+        logits = self._logits(self.model, states) / self.sampling.temperature
         slice_, stop, codes = logits[..., :-1], logits[..., -1], mask & (ids < self.model.size)
         noise, sampled = gumbel_noise(codes.sum(1).tolist(), self.model.size, seeds, self.device), None
         noise = pad(noise, (0, 0, 0, width - noise.shape[1]))
         if self.config.diffro.noise == "given":
             sampled = ids.masked_fill(~codes, 0)
             noise = noise_given(slice_, sampled, noise)
-        kl = None
-        if with_kl and self.config.kl == "full":
-            with torch.no_grad(), self.adapted.reference() as other:
-                there = self._forward(other, state, rows) / self.sampling.temperature
-            kl = pad(token_kl(logits, there), (0, state.ids.shape[1] - width))
+        full = with_kl and self.config.kl == "full"
+        kl = self._logp_kl(rollout, rows, states, with_kl=True)[1] if full else None
         return Relaxed(relaxed_tokens(slice_, noise, tau, hard, sampled), codes, slice_, stop, kl, seed)
 
     def _free(self, state: TokenRollout, rows: Tensor, width: int, tau: float, hard: bool, seeds: list[int]) -> Relaxed:
