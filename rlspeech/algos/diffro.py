@@ -31,21 +31,8 @@ import torch
 from torch import Tensor
 
 from rlspeech.algos.grpo import GRPO
-from rlspeech.algos.math import Advantage, Mean, micro_batches, soft_loss
-from rlspeech.algos.update import (
-    Columns,
-    Experience,
-    GradientSum,
-    JointScorer,
-    Judged,
-    Logged,
-    PolicyUpdate,
-    Scored,
-    Specs,
-    agreement,
-    flat_gradient,
-    rows_of,
-)
+from rlspeech.algos.math import Advantage, GradientSum, Mean, micro_batches, soft_loss
+from rlspeech.algos.update import Columns, Experience, JointScorer, Judged, Logged, PolicyUpdate, Scored, Specs, rows_of
 from rlspeech.config import RL
 from rlspeech.rewards.speech_rules import TOKEN_S, find_loop
 from rlspeech.types import RelaxPolicy, Rollout, Sample, SoftReward, UserError
@@ -101,7 +88,7 @@ class _Soft(PolicyUpdate):
         return kept
 
     def soft_gradients(self, experience: Experience, prompts: Tensor, kl_beta: float) -> tuple[GradientSum, Logged]:
-        """Gradients (P,) of the differentiable reward's loss, one a micro-batch of prompts, and what is logged of them.
+        """Gradients of the differentiable reward's loss, one a micro-batch of prompts, and what is logged of them.
 
         The kept rows are in the experience's ``extra``; its ``reward`` takes the values where DiffRO is alone. ``kl_beta`` is 0 where
         another loss has the KL.
@@ -119,7 +106,7 @@ class _Soft(PolicyUpdate):
         mean: Mean = cfg.loss_mean
         if cfg.diffro.reduction == "sum":
             normaliser, mean = size, "token"
-        grads, parts, away = GradientSum(self.zero()), list[Logged](), list[float]()
+        grads, parts, away = GradientSum(policy.parameters()), list[Logged](), list[float]()
         blind = judged = 0
         for part in micro_batches(prompts, cfg.micro_batch):
             rows = rows_of(rollout, part)
@@ -134,7 +121,7 @@ class _Soft(PolicyUpdate):
             mask, known = rollout.mask[rows.to(rollout.mask.device)], reward.detach().isfinite()
             loss = soft_loss(reward, size, kl, mask, kl_beta=kl_beta, normaliser=normaliser, mean=mean)
             if loss.requires_grad:  # not where nothing could be scored
-                grads.add(flat_gradient(loss, policy.parameters()))
+                grads.add(loss)
             values = reward.detach().float().cpu()
             blind, judged = blind + int((~known).sum()), judged + len(rows)
             parts.append({"reward": float(values.nanmean()), **soft.last, "rows": float(len(rows))})
@@ -153,7 +140,7 @@ class _Soft(PolicyUpdate):
             raise UserError(what, why, "--set clip_s=2, or rlspeech check on the data")
         logged = {f"diffro/{k}": _mean(parts, k) for k in (parts[0] if parts else {}) if k != "rows"}
         logged |= {"kl": float(np.mean(away))} if away else {}
-        return grads, {**logged, "diffro/agreement": grads.agreement(), "diffro/grad_norm": float(grads.total.norm())}
+        return grads, {**logged, "diffro/agreement": grads.agreement(), "diffro/grad_norm": grads.norm()}
 
 
 class DiffRO(_Soft):
@@ -234,13 +221,14 @@ class GRPODiffRO(_Soft, GRPO):
     def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, Logged]:
         """GRPO's gradient plus ``diffro.weight`` times the differentiable reward's; the agreement of the parts stays GRPO's."""
         grads, stats = super().gradients(experience, advantage, prompts)
-        total, weight = grads.total, self.config.diffro.weight / (1 + sum(self.held.values()))  # as ``specs``
+        weight = self.config.diffro.weight / (1 + sum(self.held.values()))  # as ``specs``
         if not weight:
             return grads, stats
+        aside = grads.set_aside()
         soft, more = self.soft_gradients(experience, prompts, 0.0)
-        cosine = agreement([total, soft.total])
-        stats.update(more, **{"diffro/grpo_grad_norm": float(total.norm()), "diffro/cosine": cosine})
-        grads.total = total + weight * soft.total
+        soft.scale(weight)
+        size, cosine = soft.join_with(aside)
+        stats.update(more, **{"diffro/grpo_grad_norm": size, "diffro/cosine": cosine})
         return grads, stats
 
 

@@ -27,8 +27,8 @@ from torch.nn.functional import logsigmoid
 
 from rlspeech import log
 from rlspeech.algos.grpo import GRPO
-from rlspeech.algos.math import Advantage, micro_batches
-from rlspeech.algos.update import Columns, Experience, Further, GradientSum, JointScorer, Logged, Specs, flat_gradient
+from rlspeech.algos.math import Advantage, GradientSum, micro_batches
+from rlspeech.algos.update import Columns, Experience, Further, JointScorer, Logged, Specs
 from rlspeech.config import RL
 from rlspeech.data.audio import AudioError, load_audio
 from rlspeech.data.batches import ClipSource, with_utts
@@ -175,13 +175,8 @@ class DPO(GRPO):
         return self.stored.sample(index, self.policy.sample_rate)
 
     def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, Logged]:
-        cfg, policy, grads, parts = (
-            self.config.dpo,
-            cast(FittingPolicy, self.policy),
-            GradientSum(self.zero()),
-            list[Logged](),
-        )
-        compares = cfg.loss == "dpo"
+        cfg, policy, grads = self.config.dpo, cast(FittingPolicy, self.policy), GradientSum(self.policy.parameters())
+        compares, parts = cfg.loss == "dpo", list[Logged]()
         normaliser = max(1.0, self.total(sum(len(self._now[i]) for i in prompts.tolist())))
         for part in micro_batches(prompts, self.config.micro_batch):
             if not (pairs := [pair for i in part.tolist() for pair in self._now[i]]):
@@ -202,7 +197,7 @@ class DPO(GRPO):
                 row["dpo/loser_logp"] = each[n:].mean().item()
                 row |= {} if made.kl is None else {"kl": (made.kl.sum() / size.sum()).item()}
             parts.append({**row, "dpo/winner_logp": each[:n].mean().item(), "dpo/loss": loss.mean().item()})
-            grads.add(flat_gradient(loss.sum() / normaliser, policy.parameters()))
+            grads.add(loss.sum() / normaliser)
         grads.join(self.ranks)
         found = [row for own in self.ranks.gather(parts) for row in own]
         weights = [row.pop("pairs") for row in found]

@@ -1,19 +1,24 @@
-"""The only place that computes an advantage, a KL penalty or a clipped loss.
+"""The only place that computes an advantage, a KL penalty or a clipped loss; gradients, summed and compared.
 
 Notation: N rollouts in groups of G, S decisions; A advantage, rho = exp(logp - logp_old) the ratio, eps the clip range, V a value.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.functional import pad
 
+from rlspeech.engine import Ranks
 from rlspeech.rewards.mix import centred, unit_of
 from rlspeech.types import LogProb
 
 EPS = 1e-8
+BUCKETS = 16_381  # of a gradient's projection: a prime, so that columns of a layer do not fall together
 RATIO_LIMIT = 20.0  # nats: a log-ratio beyond it is held there, as in verl, so that no ratio is infinite
 Divisor = Literal["group", "batch", "none"]
 Mean = Literal["token", "sequence"]
@@ -253,3 +258,103 @@ def critical_batch(cosine: float, batch: float) -> float:
     (the noise scale of McCandlish et al., arXiv 1812.06162). Infinite where the cosine is not above 0.
     """
     return batch * (1 - cosine) / cosine if cosine > 0 else float("inf")
+
+
+class GradientSum:
+    """The sum of K gradients of micro-batches, in the parameters' ``grad`` and nowhere else, and how well they agree, as an estimate.
+
+    The cosines are those of projections: every number of a gradient gets a fixed random sign and goes into one of 16,381 buckets (the count
+    sketch of Charikar, Chen and Farach-Colton, 2002), which keeps inner products in expectation, each cosine within 1 / sqrt(16381) or .008
+    (a standard deviation), and exactly where there are no more parameters than buckets. What was summed up before is forgotten.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        self.parameters = parameters
+        for p in parameters:
+            p.grad = torch.zeros_like(p)
+        self._units = self._before = torch.zeros(BUCKETS, dtype=torch.double)
+        self.count = self._nonzero = 0
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """One a parameter."""
+        return [cast(Tensor, p.grad) for p in self.parameters]
+
+    @property
+    def total(self) -> Tensor:
+        """The sum (P,), a copy."""
+        return torch.cat([g.flatten() for g in self.gradients])
+
+    def add(self, loss: Tensor, *, agrees: bool = True) -> None:
+        """Add a loss's gradient; ``agrees``: it counts in the agreement, being more than the KL's."""
+        self.count += 1
+        loss.backward()  # type: ignore[no-untyped-call]
+        before, self._before = self._before, projection(self.gradients)
+        gradient = self._before - before
+        norm = gradient.norm()
+        if agrees and norm > 0:
+            self._nonzero += 1
+            self._units = self._units + gradient / norm
+
+    def join(self, ranks: Ranks) -> None:
+        """Take the gradients of all processes together."""
+        if ranks.world > 1:
+            ranks.add_up(*self.gradients)
+            found = ranks.gather((self.count, self._nonzero, self._units))
+            self.count, self._nonzero, self._units = (sum(x) for x in zip(*found, strict=True))
+
+    def agreement(self) -> float:
+        """Mean pairwise cosine: |sum of units|^2 = K + sum of cosines; NaN with fewer than two that are not zero."""
+        k = self._nonzero
+        return float((self._units.square().sum() - k) / (k * (k - 1))) if k > 1 else float("nan")
+
+    def norm(self) -> float:
+        """Length of the sum."""
+        return float(torch.nn.utils.get_total_norm(self.gradients))
+
+    def scale(self, factor: float) -> None:
+        """Multiply the sum."""
+        if factor != 1:
+            torch._foreach_mul_(self.gradients, factor)
+
+    def set_aside(self) -> list[Tensor]:
+        """The sum, one gradient a parameter, for ``join_with``; the parameters are free for another."""
+        aside = self.gradients
+        for p in self.parameters:
+            p.grad = None
+        return aside
+
+    def join_with(self, aside: list[Tensor]) -> tuple[float, float]:
+        """Add another sum; its length, and the cosine with it (NaN where one is zero)."""
+        size, dot = float(torch.nn.utils.get_total_norm(aside)), 0.0
+        for mine, other in zip(self.gradients, aside, strict=True):
+            dot += float((mine * other).sum(dtype=torch.float))
+        both = size * self.norm()
+        torch._foreach_add_(self.gradients, aside)
+        return size, dot / both if both else float("nan")
+
+
+def projection(gradients: Sequence[Tensor]) -> Tensor:
+    """Gradients as one vector (16381,) double of sums under fixed random signs; see ``GradientSum``."""
+    device, at = gradients[0].device, 0
+    found, draw = torch.zeros(BUCKETS, device=device), torch.Generator(device).manual_seed(0)
+    for part in (x for g in gradients for x in g.detach().flatten().split(BUCKETS * 256)):
+        sign = torch.randint(0, 2, part.shape, generator=draw, device=device, dtype=torch.int8)
+        signed = torch.where(sign.bool(), part, -part).float()
+        before, at = at % BUCKETS, at + len(part)
+        found += pad(signed, (before, -at % BUCKETS)).view(-1, BUCKETS).sum(0)
+    return found.double().cpu()
+
+
+def agreement(gradients: Sequence[Tensor]) -> float:
+    """Mean pairwise cosine of K gradients (each (P,)); NaN with fewer than two that are not zero."""
+    units = [g / norm for g in gradients if (norm := g.norm()) > 0]
+    k = len(units)
+    return float((sum(units, torch.zeros(())).square().sum() - k) / (k * (k - 1))) if k > 1 else float("nan")
+
+
+def flat_gradient(loss: Tensor, parameters: Sequence[Parameter], *, keep_graph: bool = False) -> Tensor:
+    """Flat gradient (P,) of a scalar; 0 for parameters that it does not depend on. ``keep_graph``: others are taken through it."""
+    found = torch.autograd.grad(loss, parameters, retain_graph=keep_graph, allow_unused=True)
+    pairs = zip(parameters, found, strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in pairs])

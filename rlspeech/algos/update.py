@@ -30,10 +30,18 @@ from typing import Any, ClassVar, NamedTuple, Protocol, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from rlspeech.algos.math import Advantage, Surrogate, critical_batch, micro_batches, policy_loss
+from rlspeech.algos.math import (
+    Advantage,
+    GradientSum,
+    Surrogate,
+    agreement,
+    critical_batch,
+    flat_gradient,
+    micro_batches,
+    policy_loss,
+)
 from rlspeech.config import RL, RewardSpec
 from rlspeech.data.batches import ClipSource
 from rlspeech.engine import Columns, Phases, Ranks
@@ -357,7 +365,7 @@ class PolicyUpdate(ABC):
 
     def step(self, experience: Experience, share: Tensor) -> dict[str, float]:
         """One optimiser step on some prompts (K,). Returns what is logged of it."""
-        cfg, total, stats = self.config, torch.zeros(()), {"grad_agreement": math.nan}
+        cfg, stats, aside = self.config, {"grad_agreement": math.nan}, list[Tensor]()
         if cfg.policy_weight:
             grads, stats = self.gradients(experience, experience.advantage.value, share)
             # "auto" is frozen where the ratio has moved by more than rounding, which no collection's first update shows
@@ -366,29 +374,29 @@ class PolicyUpdate(ABC):
                 self.clip_range = cfg.clip_std * spread
             cosine, size = grads.agreement(), self.total(len(share)) / max(1, grads.count)
             stats.update(grad_agreement=cosine, critical_prompts=critical_batch(cosine, size))
-            total = cfg.policy_weight * grads.total
+            grads.scale(cfg.policy_weight)
         if cfg.supervised_weight:
+            aside = grads.set_aside() if cfg.policy_weight else []
             grads, loss = self.supervised_gradients(experience, share)
-            pull = cfg.supervised_weight * grads.total
+            grads.scale(cfg.supervised_weight)
             stats.update(supervised_loss=loss, supervised_agreement=grads.agreement())
-            stats["supervised_grad_norm"] = pull.norm().item()
-            if cfg.policy_weight:  # do reward and supervision pull the same way?
-                stats.update(policy_grad_norm=total.norm().item(), supervised_cosine=agreement([total, pull]))
-            total = total + pull
-        return {**stats, **self._apply(total), "clip_range": self.clip_range}
+            stats["supervised_grad_norm"] = grads.norm()
+            if aside:  # do reward and supervision pull the same way?
+                stats["policy_grad_norm"], stats["supervised_cosine"] = grads.join_with(aside)
+        return {**stats, **self._apply(), "clip_range": self.clip_range}
 
     def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, Logged]:
         """The policy gradient of the prompts with these indices, under an advantage (N,) or (N, S), micro-batch by micro-batch.
 
         Returns:
-            one gradient (P,) a micro-batch of every process, whose sum is the gradient of the update's mean loss, and statistics. The mean
+            the sum of one gradient a micro-batch of every process, which is that of the update's mean loss, and statistics. The mean
             is over all decisions (or rollouts) of these prompts that take part, those without signal included.
         """
         cfg, rollout = self.config, experience.rollout
         assert rollout is not None
         mask = self.counting(rollout)
         whole = rows_of(rollout, prompts).to(mask.device)
-        normaliser, grads, own = self.decisions(mask[whole]), GradientSum(self.zero()), list[Logged]()
+        normaliser, grads, own = self.decisions(mask[whole]), GradientSum(self.policy.parameters()), list[Logged]()
         form: dict[str, Any] = {"ratio": cfg.ratio, "level": cfg.ratio_level, "mean": cfg.loss_mean}
         form |= {"clip_range": self.clip_range, "clip_high": cfg.clip_high, "kl_beta": self.loss_beta}
         form["change_weight"], with_kl = cfg.change_weight, self.loss_beta > 0 or cfg.change_weight > 0
@@ -404,7 +412,7 @@ class PolicyUpdate(ABC):
             made = policy_loss(new, old, mask[device_rows], worth, normaliser=normaliser, **form)
             if not experience.updates:
                 self._check(made)
-            grads.add(flat_gradient(made.loss, self.policy.parameters()), agrees=signal)
+            grads.add(made.loss, agrees=signal)
             moved = made.log_ratio.double()
             sizes = {"size": float(moved.numel()), "mean": moved.mean().item(), "square": moved.square().mean().item()}
             own.append({**made.stats, **sizes})
@@ -435,8 +443,8 @@ class PolicyUpdate(ABC):
         return max(1.0, self.total((mask.any(1) if self.config.loss_mean == "sequence" else mask).sum().item()))
 
     def supervised_gradients(self, experience: Experience, prompts: Tensor) -> tuple[GradientSum, float]:
-        """Gradients (P,) of the task's supervised loss, one a micro-batch, whose sum is that of the prompts' mean; and that mean."""
-        policy, grads, total = cast(SupervisedPolicy, self.policy), GradientSum(self.zero()), 0.0
+        """Gradients of the task's supervised loss, one a micro-batch, whose sum is that of the prompts' mean; and that mean."""
+        policy, grads, total = cast(SupervisedPolicy, self.policy), GradientSum(self.policy.parameters()), 0.0
         whole = self.total(len(prompts))
         for part in micro_batches(prompts, self.config.micro_batch):
             clips, options = [experience.prompts[i] for i in part.tolist()], dict[str, Any]()
@@ -444,7 +452,7 @@ class PolicyUpdate(ABC):
                 assert experience.rollout is not None
                 options = {"rollout": experience.rollout, "rows": rows_of(experience.rollout, part)}
             loss = policy.supervised(clips, **options) * (len(part) / whole)
-            grads.add(flat_gradient(loss, policy.parameters()))
+            grads.add(loss)
             total += loss.item()
         grads.join(self.ranks)
         return grads, self.total(total)
@@ -460,61 +468,12 @@ class PolicyUpdate(ABC):
             raise UserError(what, "the training pass does not repeat the sampling pass", hint)
         self.checked = True
 
-    def _apply(self, total: Tensor) -> dict[str, float]:
-        """One optimiser step along a gradient (P,)."""
+    def _apply(self) -> dict[str, float]:
+        """One optimiser step along the gradient that the parameters hold."""
         parameters = self.policy.parameters()
-        for p, g in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
-            p.grad = g.view_as(p).to(p.dtype)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
         finite = bool(torch.isfinite(norm))
         if finite and norm > 0:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": norm.item(), "skipped_updates": float(not finite)}
-
-
-class GradientSum:
-    """The sum of K flat gradients (P,) of micro-batches, and how well they agree, in a model's worth of memory each, whatever K is.
-
-    ``zero`` (P,) is what there is where there is none; it becomes the sum.
-    """
-
-    def __init__(self, zero: Tensor) -> None:
-        self.total, self._units = zero, zero.clone()
-        self.count = self._nonzero = 0
-
-    def add(self, gradient: Tensor, *, agrees: bool = True) -> None:
-        """Take one more (P,); ``agrees``: it counts in the agreement, being more than the KL's."""
-        self.count += 1
-        self.total += gradient
-        norm = gradient.norm()
-        if agrees and norm > 0:
-            self._nonzero += 1
-            self._units += gradient / norm
-
-    def join(self, ranks: Ranks) -> None:
-        """Take the gradients of all processes together."""
-        if ranks.world > 1:
-            counts = torch.tensor([self.count, self._nonzero], device=self.total.device)
-            ranks.add_up(self.total, self._units, counts)
-            self.count, self._nonzero = counts.tolist()
-
-    def agreement(self) -> float:
-        """Mean pairwise cosine: |sum of units|^2 = K + sum of cosines; NaN with fewer than two that are not zero."""
-        k = self._nonzero
-        return float((self._units.square().sum() - k) / (k * (k - 1))) if k > 1 else float("nan")
-
-
-def agreement(gradients: Sequence[Tensor]) -> float:
-    """Mean pairwise cosine of K gradients (each (P,)); NaN with fewer than two that are not zero."""
-    found = GradientSum(torch.zeros_like(gradients[0]))
-    for gradient in gradients:
-        found.add(gradient)
-    return found.agreement()
-
-
-def flat_gradient(loss: Tensor, parameters: Sequence[Parameter], *, keep_graph: bool = False) -> Tensor:
-    """Flat gradient (P,) of a scalar; 0 for parameters that it does not depend on. ``keep_graph``: others are taken through it."""
-    found = torch.autograd.grad(loss, parameters, retain_graph=keep_graph, allow_unused=True)
-    pairs = zip(parameters, found, strict=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in pairs])

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from rlspeech import log
 from rlspeech.algos import get_algorithm
-from rlspeech.algos.math import critical_batch
-from rlspeech.algos.update import PolicyUpdate, agreement
+from rlspeech.algos.math import agreement, critical_batch
+from rlspeech.algos.update import PolicyUpdate
 from rlspeech.config import RL, Exploration
 from rlspeech.config_parts import Sampling
 from rlspeech.data.batches import batches, with_video

@@ -102,7 +102,8 @@ class Session:
         model, self.facts = task.load(config.model, engine.device, **task.load_options(config))
         self.adapted = Adapted(model, config.lora)
         self.policy = task.policy(self.adapted, config)
-        how: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": config.weight_decay}
+        # one parameter after the other: together they would need a further number each
+        how: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": config.weight_decay, "foreach": False}
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), config.lr, **how)
         soft = task.soft_reward(config, engine.device) if "diffro" in config.algo and config.policy_weight else None
         self.algo = get_algorithm(config, self.policy, self.optimizer, engine, soft)

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlspeech.algos.math import (
+    GradientSum,
     Surrogate,
+    agreement,
     critical_batch,
     decision_rewards,
     explained_variance,
@@ -25,7 +27,6 @@ from rlspeech.algos.math import (
     whitened,
 )
 from rlspeech.algos.ppo import relative_reward
-from rlspeech.algos.update import agreement
 from rlspeech.config import RewardSpec
 from rlspeech.types import LogProb
 
@@ -166,6 +167,26 @@ def test_agreement_is_the_mean_pairwise_cosine() -> None:
     assert agreement([one, 3 * one]) == pytest.approx(1.0) and agreement([one, -one]) == pytest.approx(-1.0)
     assert math.isnan(agreement([one])) and math.isnan(agreement([one, 0 * one]))
     assert agreement([one, 0 * one, one]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("common", [0.0, 0.3, 1.0])
+def test_the_agreement_of_a_sum_is_estimated(common: float) -> None:
+    """Whatever a layer's columns have in common; of few parameters it is exact, and the sum always is."""
+    g = torch.Generator().manual_seed(1)
+    for shapes in ([(512, 512), (512,), (300, 96)], [(100, 5), (7,)]):
+        held = [torch.nn.Parameter(torch.zeros(s)) for s in shapes]
+        made, wanted, shared = (
+            GradientSum(held),
+            list[torch.Tensor](),
+            [common * torch.randn(s, generator=g) for s in shapes],
+        )
+        for scale in (1, 3, 0.2):
+            each = [scale * (x + torch.randn(x.shape, generator=g)) for x in shared]
+            each[0][:, ::64] *= 30
+            wanted.append(torch.cat([x.flatten() for x in each]))
+            made.add(torch.stack([(p * x).sum() for p, x in zip(held, each, strict=True)]).sum())
+        assert made.agreement() == pytest.approx(agreement(wanted), abs=0.02 if len(wanted[0]) > 1000 else 1e-5)
+        torch.testing.assert_close(made.total, torch.stack(wanted).sum(0))
 
 
 @pytest.mark.parametrize("wanted", [4.0, 40.0])

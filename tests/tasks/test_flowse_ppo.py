@@ -11,7 +11,7 @@ from tiny_flow import SMALL, clips, disturb, policy
 from training import Judge
 
 from rlspeech.algos import get_algorithm
-from rlspeech.algos.update import flat_gradient
+from rlspeech.algos.math import flat_gradient
 from rlspeech.config import PPO, RL, Exploration, Lora, RewardSpec
 from rlspeech.tasks.flowse.policy import FlowPolicy, collate, condition, encode
 

@@ -12,7 +12,7 @@ from tiny_flow import SMALL, clips, disturb, tiny_model
 from torch import Tensor
 from training import Judge, algorithm, slope, train
 
-from rlspeech.algos.update import flat_gradient
+from rlspeech.algos.math import flat_gradient
 from rlspeech.config import RL, DiffRO, Exploration, Lora, RewardSpec
 from rlspeech.models.adapters import Adapted
 from rlspeech.rewards.soft import SoftMix

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlspeech.algos import get_algorithm
-from rlspeech.algos.update import flat_gradient
+from rlspeech.algos.math import flat_gradient
 from rlspeech.data.batches import Clip
 from rlspeech.types import Sample, Score
 
