@@ -18,7 +18,7 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ from rlspeech.stages.rl import make_scorer
 from rlspeech.stats import Interval, pairwise_cosine
 from rlspeech.tasks import complete, get_task
 from rlspeech.tasks.base import Task
-from rlspeech.types import UserError
+from rlspeech.types import Rollout, UserError
 
 Setting = Exploration | Sampling
 Agreement = dict[str, tuple[Interval, float]]
@@ -175,11 +175,13 @@ def _measure(algo: PolicyUpdate, scorer: Scorer, feed: Any, bar: Any) -> tuple[d
         if rollout is None or "diffro" in config.algo:  # its direction comes from more than advantages
             prompts = torch.arange(len(experience.prompts))
             grads.setdefault("all", []).append(algo.gradients(experience, columns.pop("all"), prompts)[0].total.cpu())
-        for name in () if rollout is None or config.probe_algos else experience.scores:
+        for name in () if config.probe_algos else experience.scores:  # none of stored samples
             named = next((r for r in config.rewards if r.name == name), None)
             spec = named or config.rewards[0].model_copy(update={"name": name, "bounds": (None, None)})
             alone = [spec.model_copy(update={"weight": 1.0})]
-            columns[name] = algo.advantage_of(rollout, experience.scores, alone, experience.base)[1].value
+            columns[name] = algo.advantage_of(cast(Rollout, rollout), experience.scores, alone, experience.base)[
+                1
+            ].value
         for name, g in (algo.reward_gradients(experience, columns) if columns else {}).items():
             grads.setdefault(name, []).append(g.cpu())
         bar.advance(1)

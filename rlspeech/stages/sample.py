@@ -68,10 +68,8 @@ def run(config: SampleSet) -> dict[str, Any]:
     began_s, task = time.monotonic(), get_task(config.task)
     given = {k: getattr(config, k) for k in config.model_fields_set & set(RL.model_fields) - {"out"}}
     settings = complete(RL(**given, group=config.draws, valid=config.data, valid_items=1, guards=[]), task)
-    facts = {
-        **config.model_dump(include={"task", "model", "draws", "data"}),
-        "weights": fingerprint(config.model, config.task),
-    }
+    facts = config.model_dump(include={"task", "model", "draws", "data"})
+    facts["weights"] = fingerprint(config.model, config.task)
     engine = Engine(config.device, "fp32", config.seed)
     with Run.create(config.out, "sample", config, neutral=("batch", "limit")) as run, Watchdog() as dog:
         folder = run.path
@@ -96,15 +94,12 @@ def run(config: SampleSet) -> dict[str, Any]:
     if not made:
         raise UserError("not one prompt could be sampled from", "; ".join(list(failed.values())[:3]), "rlspeech check")
     counts = {"prompts": total, "outputs": len(made), "failed": len(failed)}
-    counts |= {"finished": round(sum(row["finished"] for row in made) / len(made), 4)}
+    counts |= {"finished": round(sum(row.get("finished", True) for row in made) / len(made), 4)}
     log.table(f"Samples in {folder}", ["", ""], [[k, v] for k, v in counts.items()])
     log.say(f"next: rlspeech reward {folder} {' '.join(f'--reward {r.name}' for r in settings.rewards)}")
     log.say(f"then: rlspeech rl --task {config.task} --algo dpo --model {config.model} --samples {folder}")
-    seconds = {
-        "audio_s": round(sum(row["duration"] for row in made), 1),
-        "seconds": round(time.monotonic() - began_s, 1),
-    }
-    return {"stage": "sample", "out": str(folder), **counts, **seconds, "errors": failed}
+    counts["seconds"] = round(time.monotonic() - began_s, 1)
+    return {"stage": "sample", "out": str(folder), **counts, "errors": failed}
 
 
 def _ids(prompt: str, draws: int) -> list[str]:

@@ -64,7 +64,7 @@ HINTS = {
     "change_weight": "--set kl_beta=0.05: the KL of tokens is over all that can be drawn",
 }
 SAMPLED = "clip_range clip_high clip_std ratio ratio_level dynamic_sampling advantage_std advantage_clip"
-DRAWING = "group kl_beta kl_target loss_mean reduction change_weight kl explore valid_draws"
+DRAWING = "group kl_beta kl_target loss_mean reduction change_weight kl explore"
 # of the policy's loss, which the control without RL does not have
 POLICY = (
     Rule("ppo", "--algo ppo", lambda c: c.algo == "ppo"),
