@@ -73,7 +73,7 @@ class Shard(NamedTuple):
     """Parts of all items. An item is in one of them by a checksum of its id: no part has to know the others, nor all items."""
 
     numbers: frozenset[int]  # from 1
-    count: int
+    total: int
     own: bool  # whether it writes beside OUT; False of all items, and of parts that are being joined
 
     @classmethod
@@ -84,17 +84,17 @@ class Shard(NamedTuple):
 
     def has(self, key: str) -> bool:
         """Whether the item of this id is in it."""
-        if self.count == 1:
+        if self.total == 1:
             return True
         digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
-        return int.from_bytes(digest) % self.count + 1 in self.numbers
+        return int.from_bytes(digest) % self.total + 1 in self.numbers
 
     def place(self, out: str | Path) -> Path:
         """Where it writes: OUT.shard-3-of-8, of X.jsonl X.shard-3-of-8/X.jsonl. It lies as deep as OUT: ways to audio are the same."""
         if not self.own:
             return Path(out)
         real = Path(os.path.realpath(out))
-        folder = real.with_name(f"{real.name.removesuffix('.jsonl')}.shard-{min(self.numbers)}-of-{self.count}")
+        folder = real.with_name(f"{real.name.removesuffix('.jsonl')}.shard-{min(self.numbers)}-of-{self.total}")
         return folder / real.name if real.suffix == ".jsonl" else folder
 
 

@@ -47,7 +47,7 @@ def run(stage: Callable[..., Facts], config: Any, **inputs: Any) -> Facts:
     apart = name in APART or place.suffix == ".jsonl"
     summary = stage(config.model_copy(update={"out": str(place)}) if apart else config, **inputs)
     write_json(folder / MARK, {**facts, "complete": True})
-    log.say(f"next: rlspeech merge {config.out}, once all {shard.count} shards are done")
+    log.say(f"next: rlspeech merge {config.out}, once all {shard.total} shards are done")
     return summary
 
 
