@@ -30,7 +30,7 @@ from rlspeech.data.inputs import SOUND, Item, expand
 from rlspeech.data.manifest import ROWS
 from rlspeech.data.video import LIPS_FPS, LipsError
 from rlspeech.files import held, too_long, write_error
-from rlspeech.stages.jobs import FileJob, none_of, summarise
+from rlspeech.stages.jobs import FileJob, summarise
 from rlspeech.tasks import get_task
 from rlspeech.tasks.owners import check_owners
 from rlspeech.types import UserError
@@ -93,8 +93,10 @@ def run(config: Enhance, joined: Sequence[Path] = ()) -> dict[str, Any]:
     jobs, shard = _jobs(config, out), Shard.of(config.shard)
     jobs = [job for job in jobs if shard.has(job.item.key)]
     todo = [job for job in jobs if job.error is None and (config.overwrite or not job.target.exists())]
-    notes, todo = Counter[str](), none_of(todo) if joined else todo
-    if todo:
+    notes = Counter[str]()
+    for job in todo if joined else ():
+        job.fail()
+    if todo and not joined:
         with held(shard.place(out)):
             _enhance(config, todo, notes)
     for note, count in notes.items():

@@ -26,7 +26,7 @@ class Job:
         """What the input is called in messages and in the summary."""
         raise NotImplementedError
 
-    def fail(self, error: str | Exception) -> None:
+    def fail(self, error: str | Exception = "its shard has no result of it") -> None:
         """Leave the input out, for the first reason that is given."""
         if self.error is not None:
             return
@@ -55,13 +55,6 @@ class FileJob(Job):
     def name(self) -> str:
         """The path of the file."""
         return str(self.source)
-
-
-def none_of(todo: Sequence[Job]) -> list[Any]:
-    """Of jobs that shards have left without a result: none is to be done here."""
-    for job in todo:
-        job.fail("its shard has no result of it")
-    return []
 
 
 def summarise(

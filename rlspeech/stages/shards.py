@@ -23,13 +23,6 @@ from rlspeech.types import UserError
 
 Facts = dict[str, Any]
 MARK = "shard.json"
-STAGES = {
-    "prepare": "prepare",
-    "reward": "reward",
-    "evaluate": "eval",
-    "enhance": "enhance",
-    "transcribe": "transcribe",
-}
 APART = ("reward", "evaluate")  # write into a folder of their own; the others' results are files of their own in OUT
 FREE = ("workers", "device", "batch")  # settings that shards need not share
 
@@ -80,12 +73,12 @@ def merge(out: str) -> Facts:
         if other := [k for k in old | new if old.get(k) != new.get(k) and k not in FREE]:
             what = f"shards {numbers[0]} and {n} of {out} were not asked for the same"
             raise UserError(what, ", ".join(other), "run one of them once more, with the other's options")
-    part = f"{','.join(map(str, numbers))}{',' * (len(numbers) == 1)}/{count}" if missing else None
+    part, name = f"{','.join(map(str, numbers))},/{count}" if missing else None, first["stage"]
     settings = {k: v for k, v in first["settings"].items() if k != "overwrite"}
-    config = load(f"rlspeech.{SCHEMAS[STAGES[first['stage']]]}")(**settings, out=first["out"])
+    config = load(f"rlspeech.{SCHEMAS['eval' if name == 'evaluate' else name]}")(**settings, out=first["out"])
     config = config.model_copy(update={"shard": part})
     with contextlib.chdir(first["cwd"]):
-        stage = load(f"rlspeech.stages.{first['stage']}:run")
+        stage = load(f"rlspeech.stages.{name}:run")
         summary: Facts = stage(config, **first["inputs"], joined=[folders[n] for n in numbers])
     if left := summary.pop("missing", 0):
         missing.append(f"{log.several(left, 'file')} to be done once more, by the same shards")

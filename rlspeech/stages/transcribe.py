@@ -26,7 +26,7 @@ from rlspeech.data.decode import AudioError, regular_file
 from rlspeech.data.inputs import SOUND, expand
 from rlspeech.files import JsonlWriter, held, join_rows, read_jsonl, safe_name, too_long, write_text
 from rlspeech.log import several
-from rlspeech.stages.jobs import FileJob, none_of, summarise
+from rlspeech.stages.jobs import FileJob, summarise
 from rlspeech.tasks.owners import check_owners
 from rlspeech.types import UserError
 
@@ -86,8 +86,9 @@ def run(config: Transcribe, joined: Sequence[Path] = ()) -> dict[str, Any]:
             join_rows(place, (part / place.name for part in joined), "id", order)
         with contextlib.closing(_sink(config, len(jobs))) as sink:
             todo = [job for job in jobs if job.error is None and not sink.has(job)]
-            todo = none_of(todo) if joined else todo
-            if todo:
+            for job in todo if joined else ():
+                job.fail()
+            if todo and not joined:
                 _recognise(config, todo, sink)
     good = [j for j in todo if j.error is None]
     if cut := sum(j.cut_short for j in good):
