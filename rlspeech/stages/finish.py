@@ -12,7 +12,9 @@ from typing import Any
 
 from rlspeech import log
 from rlspeech.config import RL
+from rlspeech.data.manifest import SAMPLE_SET
 from rlspeech.engine import Ranks
+from rlspeech.files import read_object
 from rlspeech.report.build import write_page
 from rlspeech.run import Run
 from rlspeech.tasks.base import Task
@@ -128,6 +130,8 @@ def explain(config: RL, task: Task, device: str, rows: int, trainable: int) -> N
     rewards = ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards)
     if config.samples:
         log.say(f"a step = {n} prompts with their stored pairs, {u} update(s); {config.steps} steps")
+        if (made := read_object(Path(config.samples) / SAMPLE_SET).get("model")) != config.model:
+            log.say(f"the samples are those of {made}, the run starts from {config.model}")
         log.say(f"rewards {rewards}; watched {watched}")
         return
     group, own = config.group + config.reference_in_group, " (the reference is one)" * config.reference_in_group
