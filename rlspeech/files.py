@@ -158,20 +158,14 @@ def dumps(row: dict[str, Any]) -> str:
 def write_text(path: str | Path, text: str | Iterable[str]) -> None:
     """Replace a file's content (a text, or its parts), complete or not at all. Raises ``UserError``; the old content stays then."""
     path = Path(path)
-    part = part_of(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         # half a surrogate pair is escaped, as JSON has it
-        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as f:
+        with replacing(path) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as f:
             f.writelines([text] if isinstance(text, str) else text)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(part, path)
     except OSError as error:
         raise write_error(path, error) from error
-    finally:
-        with suppress(OSError):  # on a read-only disk even what is not there cannot be deleted
-            part.unlink(missing_ok=True)
     sync(path.parent)
 
 
@@ -183,6 +177,19 @@ def too_long(path: Path) -> bool:
 def part_of(path: Path) -> Path:
     """Where a file is written before it takes the place of ``path``; ``remove_parts`` knows it."""
     return path.with_name(f".{os.fsencode(path.name)[:200].decode(errors='ignore')}.part{os.getpid()}{path.suffix}")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write to, which takes the place of ``path`` where nothing is raised, and is removed where something is."""
+    part = part_of(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, path)
+    finally:
+        with suppress(OSError):  # on a read-only disk even what is not there cannot be deleted
+            part.unlink(missing_ok=True)
 
 
 def remove_parts(folder: Path) -> None:

@@ -30,7 +30,7 @@ from rlspeech.data.checks import file_stamp
 from rlspeech.data.decode import AUDIO_SUFFIXES, first_line
 from rlspeech.data.inputs import WORD_KEYS
 from rlspeech.data.manifest import ASIDE_NAMES, FIELDS
-from rlspeech.files import part_of, safe_name, write_error
+from rlspeech.files import replacing, safe_name, write_error
 from rlspeech.models.hub import hub_client
 from rlspeech.types import UserError
 
@@ -168,13 +168,10 @@ def _row(batch: Any, n: int, columns: dict[str, str], shard: Shard, target: Path
         usual = known if known in AUDIO_SUFFIXES else ".mp3"
         place = target.with_suffix(next((s for mark, s in MAGIC.items() if sound.startswith(mark)), usual))
         if not problem and not place.is_file():
-            part = part_of(place)
             try:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                part.write_bytes(sound)
-                os.replace(part, place)
+                with replacing(place) as part:
+                    part.write_bytes(sound)
             except OSError as error:
-                part.unlink(missing_ok=True)
                 raise write_error(place, error, "the same command goes on from there") from error
     elif not given or shard.path is None:
         problem = "no audio"

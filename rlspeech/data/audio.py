@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from rlspeech.data.decode import AudioError as AudioError
 from rlspeech.data.decode import read_audio
-from rlspeech.files import part_of
+from rlspeech.files import replacing
 
 SILENT_DBFS, MAX_GAIN_DB = -60.0, 60.0  # of a recording that is brought to a level
 NOTHING_DBFS, ACTIVE_S = -70.0, 0.1  # the one rule of silence: its loudest stretch of this length lies below this
@@ -58,9 +57,8 @@ def save_audio(path: str | Path, wav: np.ndarray, sample_rate: int, *, exact: bo
     peak = float(np.abs(wav).max(initial=0.0))
     if peak > FULL and not exact:
         wav = wav * (0.99 / peak)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part, length, written = part_of(path), wav.shape[-1], -1
-    try:
+    length, written = wav.shape[-1], -1
+    with replacing(path) as part:
         with suppress(sf.LibsndfileError, AssertionError):  # of samples that were not written
             depth = "FLOAT" if exact else "PCM_16" if path.suffix.lower() in {".wav", ".flac"} else None
             sf.write(part, wav.T, sample_rate, subtype=depth)
@@ -69,10 +67,6 @@ def save_audio(path: str | Path, wav: np.ndarray, sample_rate: int, *, exact: bo
         if not 0 <= written - length < PADDING:
             part.write_bytes(bytes(wav.nbytes))
             raise OSError(f"libsndfile cannot write {path.suffix} of {sample_rate} Hz")
-        os.replace(part, path)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def rms_dbfs(wav: np.ndarray) -> float:

@@ -11,7 +11,6 @@ Crops are one compressed array a clip: numpy's ``.npz`` with ``frames`` (F, H, W
 from __future__ import annotations
 
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +23,7 @@ import numpy as np
 
 from rlspeech.data.audio import load_audio, save_audio
 from rlspeech.data.decode import AudioError, open_container, packets, regular_file
-from rlspeech.files import part_of
+from rlspeech.files import replacing
 from rlspeech.types import UserError
 
 MIN_FRAMES = 3  # a broken file must give at least this many
@@ -53,15 +52,9 @@ def save_lips(path: str | Path, frames: np.ndarray, found: np.ndarray | None = N
     """
     if frames.ndim != 3 or frames.dtype != np.uint8:
         raise ValueError(f"frames must be (F, H, W) uint8, not {frames.shape} {frames.dtype}")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     found = np.ones(len(frames), dtype=bool) if found is None else found.astype(bool)
-    part = part_of(path)
-    try:
+    with replacing(Path(path)) as part:
         np.savez_compressed(part, frames=frames, fps=np.float32(LIPS_FPS), found=found)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def frames_at(video: np.ndarray, start_s: float, seconds: float) -> np.ndarray:
