@@ -109,12 +109,9 @@ class Pairs(Layout):
 
 
 def find(source: str | Path, split: str = "manifest", skip: Path | None = None) -> Iterator[Candidate]:
-    """Candidates of a folder (all audio below it; ``x.txt`` beside ``x.wav`` is its text) or of a manifest.
+    """Candidates of a folder (all audio below it; ``x.txt`` beside ``x.wav`` is its text) or of a manifest, for the manifest ``split``.
 
-    Args:
-        source: folder or ``.jsonl`` file.
-        split: name of the manifest that they go to.
-        skip: folder that is left out (the output, where it lies inside the source).
+    The folder ``skip`` is left out: the output, where it lies inside the source.
 
     Raises:
         UserError: neither folder nor manifest, or no audio in it.

@@ -117,11 +117,8 @@ def render(
     Args:
         noise: recordings of noise, may be empty.
         clean: speech with transcripts, for ``cut`` and ``looped``; without a usable one these conditions stay empty.
-        out: folder.
-        count: clips of each condition.
         max_s: longest clip, in seconds.
         conditions: subset of ``CONDITIONS``.
-        seed: decides everything.
 
     Returns:
         rows, and for every clip that could not be made a row with its reason.

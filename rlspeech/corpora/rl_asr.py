@@ -181,7 +181,6 @@ def build(
         utts: the corpus; rows without a known text are left out.
         hypotheses: rows with fewer than two are no hard cases.
         keywords: the list; empty: rare words are taken.
-        rules: sizes and thresholds.
         units: text and language -> normalised units.
         out: folder; long speech goes to ``out/audio``, at 16 kHz.
 

@@ -44,11 +44,9 @@ class Written:
 
 
 def write_manifest_as(utts: Sequence[Utterance], to: str, out: Path, final: Path | None = None) -> Written:
-    """Write rows in another toolkit's format.
+    """Write rows, whose paths are absolute, in another toolkit's format, one of ``FORMATS``.
 
     Args:
-        utts: the rows, with absolute paths.
-        to: one of ``FORMATS``.
         out: file to write (nemo, lhotse), or an existing, empty folder (kaldi).
         final: where it will lie, for paths relative to it; none: ``out``.
     """

@@ -437,9 +437,7 @@ def _table(content: str, mark: str) -> list[list[str]]:
 def read_texts(path: str | Path, keys: tuple[str, ...] = ("text",)) -> dict[str, str]:
     """Texts by id (NFC): a list (``read_list``), or a folder of .txt files.
 
-    Args:
-        path: file or folder.
-        keys: where a JSONL row has its text; the first one that the row has, whose null is no text.
+    A JSONL row has its text in the first of ``keys`` that it has, whose null is no text.
 
     Raises:
         UserError: unreadable, a line that is neither, or two texts for one id.

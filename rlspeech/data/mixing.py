@@ -76,12 +76,9 @@ def mix(
     early_ms: float | None = 50.0,
     sample_rate: int = 16000,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mix speech with noise at an SNR and scale the mixture to a level.
+    """Mix speech (T,), in the room of an impulse response (R,) where there is one, with noise (T,), and scale the mixture to a level.
 
     Args:
-        clean: (T,) speech.
-        noise: (T,) noise.
-        rir: (R,) impulse response or None.
         snr_db: ratio of the (reverberant) speech's RMS to the noise's RMS, both about their means.
         level_dbfs: RMS of the mixture; lowered where it would clip, together with the target.
 

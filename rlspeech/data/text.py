@@ -171,9 +171,7 @@ def written_in_characters(text: str, language: str | None = None) -> bool:
 def units(text: str, language: str | None = None) -> list[str]:
     """What is counted in a normalised text: words, and characters in writing without words (see the module).
 
-    Args:
-        text: normalised.
-        language: where known; None goes by the script of every piece, so that mixed text is counted as it is written.
+    Without a language every piece goes by its script, so that mixed text is counted as it is written.
     """
     code = _code(language)
     if text.isascii() or (code and code not in CHARACTER_LANGUAGES):
