@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rlspeech.files import digest_of, named_by, parse_json
+from rlspeech.files import digest_of, named_by, object_or_reason, read_object
 from rlspeech.models.card import Card, write_card
 from rlspeech.names import refuse_pointers
 from rlspeech.plugins import load
@@ -169,11 +169,8 @@ def fingerprint(name: str, task: str) -> str:
 def task_of(folder: Path) -> str | None:
     """The task that a checkpoint folder is for, as its files say; None of a folder that was not made here."""
     for name in ("rlspeech.json", "config.json"):
-        try:
-            found = parse_json((folder / name).read_bytes())
-            task, kind = found.get("task"), found.get("model_type")
-        except (OSError, ValueError, AttributeError):
-            continue
+        found = read_object(folder / name)
+        task, kind = found.get("task"), found.get("model_type")
         if isinstance(task, str) and task in KINDS and (name == "rlspeech.json" or kind == KINDS[task].model_type):
             return task
     return None
@@ -194,13 +191,10 @@ def _a(noun: str) -> str:
 def read_config(folder: Path, task: str = "flowse") -> dict[str, Any]:
     """The checkpoint's ``config.json``. Raises ``UserError`` where it is not one of that task's."""
     kind = KINDS[task]
-    try:
-        config: dict[str, Any] = parse_json((folder / "config.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {folder / 'config.json'}", str(error), WRITTEN) from error
+    config, why = object_or_reason(folder / "config.json")
+    if why:
+        raise UserError(f"cannot read {folder / 'config.json'}", why, WRITTEN)
     what = f"{folder} is not {_a(kind.title)}"
-    if not isinstance(config, dict):
-        raise UserError(what, f"its config.json holds no object but {type(config).__name__}")
     if config.get("model_type") != kind.model_type:
         refuse_other(folder, task)
         raise UserError(what, f"model_type is {config.get('model_type')!r}, not {kind.model_type!r}")

@@ -25,7 +25,7 @@ from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pad_sequence
 
 from rlspeech.data.audio import resample, rms_dbfs, to_level
-from rlspeech.files import parse_json
+from rlspeech.files import read_object
 from rlspeech.models.codec.net import LEVEL_DBFS, PITCH_HZ, CodecNet, DecoderOutput
 from rlspeech.models.folder import load_net, loading, pretrained
 from rlspeech.models.hub import load_model, refuse_originals
@@ -303,10 +303,7 @@ def parse(name: str) -> tuple[str, str, int | None] | None:
         return head, where or FAMILIES[head].hub, int(books) if books else None
     path = Path(name)
     if (path / "config.json").is_file():
-        try:
-            kind = parse_json((path / "config.json").read_bytes()).get("model_type")
-        except (OSError, ValueError, AttributeError):
-            return None
+        kind = read_object(path / "config.json").get("model_type")
         return (kind, name, None) if kind in FAMILIES else None
     hub_like = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.exists()
     return ("", name, None) if hub_like and not path.parent.exists() else None
