@@ -93,7 +93,7 @@ def run(config: SampleSet) -> dict[str, Any]:
             made = list(rows.rows.values())
     if not made:
         raise UserError("not one prompt could be sampled from", "; ".join(list(failed.values())[:3]), "rlspeech check")
-    counts = {"prompts": total, "outputs": len(made), "failed": len(failed)}
+    counts: dict[str, float] = {"prompts": total, "outputs": len(made), "failed": len(failed)}
     counts |= {"finished": round(sum(row.get("finished", True) for row in made) / len(made), 4)}
     log.table(f"Samples in {folder}", ["", ""], [[k, v] for k, v in counts.items()])
     log.say(f"next: rlspeech reward {folder} {' '.join(f'--reward {r.name}' for r in settings.rewards)}")
