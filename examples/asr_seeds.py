@@ -29,11 +29,11 @@ SHOWN = (
 PLAIN = {"empty_output", "symbols", "cased"}  # a change in points: the start may be near 0
 
 
-def pooled(path: Path, conditions: set[str], kinds: dict[str, str]) -> dict[str, list[dict[str, int]]]:
+def pooled(paths: list[Path], conditions: set[str], kinds: dict[str, str]) -> dict[str, list[dict[str, int]]]:
     """Counts by arm, one an utterance, summed over seeds (names that end in -0, -1 ...); conditions: empty for all."""
     sums: dict[str, dict[str, dict[str, int]]] = defaultdict(dict)
-    for line in (path / "scores.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    lines = [x for path in paths for x in (path / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    for row in map(json.loads, lines):
         if conditions and kinds.get(row["key"]) not in conditions:
             continue
         arm = re.sub(r"-\d$", "", row["system"])
@@ -57,7 +57,7 @@ def cell(made: RateComparison, arm: str, rate: str) -> str:
 def main() -> None:
     """Print a table against each baseline."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("eval", type=Path)
+    parser.add_argument("eval", type=Path, nargs="+", help="evaluations, of other models or on other recordings")
     parser.add_argument("--data", type=Path, help="manifest with the conditions, for --condition")
     parser.add_argument("--condition", action="append", default=[])
     parser.add_argument("--baseline", action="append", default=[])
