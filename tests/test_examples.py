@@ -107,7 +107,8 @@ def test_synthesis_is_made_and_tuned_on_real_recordings(tmp_path: Path) -> None:
     for name in ("codec", "token-reward", "tts"):
         assert (tmp_path / "made" / name / "checkpoints" / "latest").is_file()
     run("tts-real.sh", tmp_path, OUT="out", MATERIAL="made/material")
-    assert {"base", "sft-0", "grpo-0", "diffro-0", "sum-0", "r1-0", "r12-0", "r123-0"} <= set(systems(tmp_path / "out"))
+    arms = "sft grpo diffro sum r1 r12 r123 dpo raft random recorded".split()
+    assert {"base", *(f"{arm}-0" for arm in arms)} <= set(systems(tmp_path / "out"))
 
 
 @pytest.mark.realdata
@@ -120,8 +121,8 @@ def test_scripts_on_real_recordings(script: str, tmp_path: Path) -> None:
 @pytest.mark.realdata
 @pytest.mark.realmodels
 def test_a_real_recogniser_is_tuned_and_decodes_alike_in_transformers(tmp_path: Path, realmodels: Path) -> None:
-    run("whisper-real.sh", tmp_path, OUT="out", MODEL=str(realmodels / "whisper-tiny.en"))
-    assert {"base", "grpo-0", "plain-base", "plain-grpo-0"} <= set(systems(tmp_path / "out"))
+    run("whisper-real.sh", tmp_path, OUT="out", MODEL=str(realmodels / "whisper-tiny.en"), ARMS="grpo graded dpo")
+    assert {"base", "grpo-0", "graded-0", "dpo-0", "plain-base", "plain-grpo-0"} <= set(systems(tmp_path / "out"))
     for arm in ("base", "grpo-0"):
         texts = []
         for path, key in ((f"eval/hypotheses/{arm}.jsonl", "key"), (f"plain/{arm}.jsonl", "id")):
