@@ -40,16 +40,17 @@ tune() { # NAME SEED OPTIONS...
     --set suppress=allow_empty --set valid_every=60 --set save_every=60 --set valid_items=24 --seed "$seed" --out "$out/$name" "$@" "${few[@]}"
 }
 prefer() { # NAME SEED: one epoch of pairs
-  rlspeech rl --task asr --algo dpo --model "$model" --samples "$out/samples" --config "$out/rewards.yaml" --set suppress=allow_empty \
+  rlspeech rl --task asr --algo dpo --model "$model" --samples "$out/samples" --config "$out/pairs.yaml" --set suppress=allow_empty \
     --steps "$steps" --set prompts_per_step=8 --set lr=3e-5 --set valid_every=60 --set save_every=60 --set valid_items=24 \
     --seed "$2" --out "$out/$1" "${fewer[@]}"
 }
-rewards() { printf 'rewards: [{name: asr_accuracy, scale: none}, {name: "%s", scale: none}, {name: asr_keywords, scale: none}]\n' "$1"; } # R2
-rewards asr_hallucination > "$out/rewards.yaml"; rewards 'asr_hallucination[graded=true]' > "$out/graded.yaml"
+r12() { echo "{name: asr_accuracy, scale: none}, {name: \"$1\", scale: none}"; } # DETECTOR: R1 and R2; R3 is nothing without keywords
+echo "rewards: [$(r12 'asr_hallucination[graded=true]')]" > "$out/graded.yaml"
+echo "rewards: [$(r12 asr_hallucination)]" > "$out/pairs.yaml"
 if [[ " $arms " == *" dpo "* ]]; then
   rlspeech sample --task asr --model "$model" --data "$out/train/all" --draws 6 --limit $((8 * steps)) --set suppress=allow_empty \
     --set sampling.temperature=0.5 --out "$out/samples"
-  rlspeech reward "$out/samples" --reward asr_accuracy --reward asr_hallucination --reward asr_keywords
+  rlspeech reward "$out/samples" --reward asr_accuracy --reward asr_hallucination
 fi
 models=(--model "base=$model"); plain=("base=$model")
 for seed in $seeds; do
