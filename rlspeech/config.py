@@ -280,6 +280,16 @@ class RL(Strict):
     updates_per_collection: Count = conf(1, "optimiser updates on one collection, each on its own share of rollouts")
     epochs: int = conf(1, "passes over one collection", ge=1, le=1000)
     micro_batch: Count = conf(4, "prompts a backward pass; changes memory and grad_agreement's parts, not the update")
+    micro_tokens: Count | None = conf(
+        None,
+        "asr, tts: most tokens of answers, padded, a backward pass; a prompt's rows are then cut up; null: no bound",
+    )
+    gradient_checkpointing: bool = conf(
+        False, "asr, tts: keep only what enters each layer, and compute the rest anew for the backward pass"
+    )
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = conf(
+        "auto", "asr, tts: how transformers computes attention; auto: as the model loads"
+    )
     lr: Positive = conf(1e-3, "learning rate; the default suits a LoRA, published per-bin runs use 2e-4")
     lr_schedule: Literal["linear", "constant"] = "linear"
     weight_decay: NonNegative = 0.0

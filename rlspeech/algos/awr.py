@@ -27,8 +27,7 @@ import torch
 from torch import Tensor
 
 from rlspeech.algos.grpo import GRPO
-from rlspeech.algos.math import micro_batches
-from rlspeech.algos.update import Columns, Experience, Judged, Specs, rows_of
+from rlspeech.algos.update import Columns, Experience, Judged, Specs
 from rlspeech.types import FittingPolicy, LogProb, Rollout
 
 
@@ -46,9 +45,8 @@ class AWR(GRPO):
         """As GRPO; and where a collection has several updates, how likely its outputs were before the first."""
         super().assign_credit(experience, rollout)
         if self.config.updates_per_collection * self.config.epochs > 1 and experience.prompts:
-            parts = micro_batches(torch.unique(rollout.group), self.config.micro_batch)
             with torch.no_grad():
-                found = [self.evaluate(experience, rows_of(rollout, part))[0].logp for part in parts]
+                found = [self.evaluate(experience, rows)[0].logp for rows in self.parts(rollout)]
             experience.extra["fitted"] = torch.cat(found)
 
     def counting(self, rollout: Rollout) -> Tensor:

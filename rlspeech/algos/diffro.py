@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from rlspeech.algos.grpo import GRPO
-from rlspeech.algos.math import Advantage, GradientSum, Mean, micro_batches, soft_loss
+from rlspeech.algos.math import Advantage, GradientSum, Mean, soft_loss
 from rlspeech.algos.update import Columns, Experience, JointScorer, Judged, Logged, PolicyUpdate, Scored, Specs, rows_of
 from rlspeech.config import RL
 from rlspeech.rewards.speech_rules import TOKEN_S, find_loop
@@ -108,8 +108,7 @@ class _Soft(PolicyUpdate):
             normaliser, mean = size, "token"
         grads, parts, away = GradientSum(policy.parameters()), list[Logged](), list[float]()
         blind = judged = 0
-        for part in micro_batches(prompts, cfg.micro_batch):
-            rows = rows_of(rollout, part)
+        for rows in self.parts(rollout, prompts):
             rows = rows[kept[rows]]
             if not len(rows):
                 continue

@@ -35,7 +35,6 @@ from rlspeech.algos.math import (
     decision_rewards,
     explained_variance,
     gae,
-    micro_batches,
     relative_advantage,
     value_loss,
     whitened,
@@ -84,7 +83,7 @@ class PPO(PolicyUpdate):
         cfg = self.config
         if cfg.ppo.kl_in != "advantage" or cfg.kl_beta == 0:
             return None
-        evaluations = [self.policy.log_prob(rollout, rows, with_kl=True) for rows in _parts(rollout, cfg.micro_batch)]
+        evaluations = [self.policy.log_prob(rollout, rows, with_kl=True) for rows in self.parts(rollout)]
         own, away = dict[str, float](), torch.zeros(0, rollout.mask.shape[1])
         if evaluations:
             joined: Any = [None if p[0] is None else torch.cat(p) for p in zip(*evaluations, strict=True)]
@@ -319,7 +318,7 @@ class CriticPPO(PPO):
         reward = self.with_truncation(self.composed(self.counted(scores, done), rows.group.numpy()), done)
         own = torch.from_numpy(reward)[mine]
         paid = decision_rewards(own, mask, self.divergence(experience, rollout), cfg.kl_beta)
-        found = [policy.features(rollout, rows).detach().float() for rows in _parts(rollout, cfg.micro_batch)]
+        found = [policy.features(rollout, rows).detach().float() for rows in self.parts(rollout)]
         width = max(self.ranks.gather(found[0].shape[-1] if found else 0))
         features = torch.cat(found) if found else policy.parameters()[0].new_zeros(0, 1, width, dtype=torch.float)
         counts = mask & own.isfinite()[:, None]
@@ -352,11 +351,6 @@ class CriticPPO(PPO):
         super().load_state(state)
         self.critic.load_state(state.get("critic") or {}, self.policy.parameters()[0].device)
         self.spread = {str(k): float(v) for k, v in (state.get("spread") or {}).items()}
-
-
-def _parts(rollout: Rollout, micro_batch: int) -> list[Tensor]:
-    """Rows of every micro-batch of prompts, which together are all rows in order."""
-    return [rows_of(rollout, part) for part in micro_batches(torch.unique(rollout.group), micro_batch)]
 
 
 def clip_name(clip: Any) -> tuple[str, str]:

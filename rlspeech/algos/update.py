@@ -43,7 +43,7 @@ from rlspeech.algos.math import (
     policy_loss,
 )
 from rlspeech.config import RL, RewardSpec
-from rlspeech.data.batches import ClipSource
+from rlspeech.data.batches import ClipSource, bounded
 from rlspeech.engine import Columns, Phases, Ranks
 from rlspeech.rewards.mix import to_arrays
 from rlspeech.types import LogProb, Policy, Rollout, Sample, Score, SupervisedPolicy, UserError
@@ -329,8 +329,7 @@ class PolicyUpdate(ABC):
         rollout, totals = cast(Rollout, experience.rollout), {name: self.zero() for name in advantages}
         mask, parameters = self.counting(rollout), self.policy.parameters()
         count = max(1.0, self.total(float(mask.sum())))
-        for part in micro_batches(torch.unique(rollout.group), self.config.micro_batch):
-            rows = rows_of(rollout, part)
+        for rows in self.parts(rollout):
             logp = self.evaluate(experience, rows)[0].logp
             for name, advantage in advantages.items():
                 mine = advantage.view(len(advantage), -1)[rows, : logp.shape[1]].to(logp.device)
@@ -400,8 +399,7 @@ class PolicyUpdate(ABC):
         form: dict[str, Any] = {"ratio": cfg.ratio, "level": cfg.ratio_level, "mean": cfg.loss_mean}
         form |= {"clip_range": self.clip_range, "clip_high": cfg.clip_high, "kl_beta": self.loss_beta}
         form["change_weight"], with_kl = cfg.change_weight, self.loss_beta > 0 or cfg.change_weight > 0
-        for part in micro_batches(prompts, cfg.micro_batch):
-            rows = rows_of(rollout, part)
+        for rows in self.parts(rollout, prompts):
             device_rows = rows.to(rollout.logp.device)
             signal = bool(advantage[rows].any())  # not where every rollout is right, or every one as wrong
             if not mask[device_rows].any() or not (signal or with_kl):
@@ -429,6 +427,13 @@ class PolicyUpdate(ABC):
         """What is made likelier of some rows (n,), now, and its log-probabilities (n, S) when they were made."""
         rollout = cast(Rollout, experience.rollout)
         return self.policy.log_prob(rollout, rows, with_kl=with_kl), rollout.logp[rows.to(rollout.logp.device)]
+
+    def parts(self, rollout: Rollout, prompts: Tensor | None = None) -> list[Tensor]:
+        """Rows (n,) of every micro-batch, in order: of some prompts (K,), or of all."""
+        cfg, prompts = self.config, torch.unique(rollout.group) if prompts is None else prompts
+        found = [rows_of(rollout, part) for part in micro_batches(prompts, cfg.micro_batch)]
+        lengths = rollout.mask.sum(1).cpu()
+        return [part for rows in found for part in rows.split(bounded(lengths[rows].tolist(), cfg.micro_tokens))]
 
     def zero(self) -> Tensor:
         """A gradient (P,) of nothing."""

@@ -264,6 +264,20 @@ def hold_back(source: ClipSource, items: int) -> tuple[ClipSource, ClipSource]:
     return with_utts(source, kept), with_utts(source, others)
 
 
+def bounded(lengths: Sequence[int], most: int | None) -> list[int]:
+    """How many rows of these lengths go together, in order: at most ``most`` numbers when padded, or one row that has more."""
+    if most is None:
+        return [len(lengths)]
+    counts, longest = [0], 0
+    for length in lengths:
+        longest = max(longest, length)
+        if counts[-1] and longest * (counts[-1] + 1) > most:
+            counts.append(0)
+            longest = length
+        counts[-1] += 1
+    return counts
+
+
 def with_utts(source: ClipSource, utts: list[Utterance]) -> ClipSource:
     """A copy of the source with these utterances alone."""
     if isinstance(source, MixedClips):

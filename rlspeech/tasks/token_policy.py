@@ -27,11 +27,11 @@ from torch.utils.checkpoint import checkpoint
 from rlspeech import log
 from rlspeech.config import PPO, RL
 from rlspeech.config_parts import Sampling
-from rlspeech.data.batches import Clip, seed_of
+from rlspeech.data.batches import Clip, bounded, seed_of
 from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.files import read_object
 from rlspeech.models.adapters import Adapted
-from rlspeech.models.audio_lm.generate import Generation, right_padded
+from rlspeech.models.audio_lm.generate import Generation, right_padded, set_attention
 from rlspeech.types import Fit, LogProb, Rollout, Sample, UserError, Utterance
 
 
@@ -39,11 +39,6 @@ def token_logp(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probabilities (n, S) of tokens (n, S) under logits (n, S, V), in fp32; no second tensor of V numbers a token is kept at 1."""
     logits = logits if temperature == 1 else logits / temperature
     return logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)
-
-
-def plainly(logits: Tensor, ids: Tensor) -> tuple[Tensor]:
-    """``token_logp`` at temperature 1, for ``TokenPolicy._at_tokens``."""
-    return (token_logp(logits, ids),)
 
 
 def token_kl(logits: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
@@ -79,7 +74,7 @@ def spread(mask: Tensor, values: Tensor) -> Tensor:
     return values.new_zeros(mask.shape).masked_scatter(mask.to(values.device), values)
 
 
-Look = Callable[..., tuple[Tensor, ...]]
+Look = Callable[..., tuple[Tensor, ...]] | None
 ROWS = 256  # rows that are sampled at once
 PART = 2**23  # logits that are made at once in training
 SPARE = (256, 4096)  # padded tokens that a further pass has to spare, on the host and on a device
@@ -88,7 +83,8 @@ FEATURES = 256  # of a critic; wider hidden states are projected at random
 
 # what a recogniser's and a synthesiser's ``rl`` starts from
 TOKEN_SETTINGS = frozenset(
-    "kl offload precision reference_in_group sampling truncated truncated_reward normaliser by".split()
+    "micro_tokens gradient_checkpointing attn_implementation kl offload precision "
+    "reference_in_group sampling truncated truncated_reward normaliser by".split()
 )
 RL_DEFAULTS: dict[str, Any] = {
     **{"lora": None, "lr": 1e-4, "clip_s": 0.0, "clip_range": 0.2, "kl_beta": 0.04, "group": 8, "prompts_per_step": 16},
@@ -165,9 +161,12 @@ class TokenPolicy:
         self._half = any(p.dtype == torch.bfloat16 for p in self.parameters())
         for p in self.parameters():
             p.data = p.data.float()
+        self.model.recomputes = config.gradient_checkpointing
         with adapted.reference() as other:
             if self._half and other is not self.model:
                 match_precision(self.model, other)
+            for model in {self.model, other} if config.attn_implementation != "auto" else ():
+                set_attention(model.net, config.attn_implementation)
 
     def parameters(self) -> list[Parameter]:
         return self.adapted.parameters()
@@ -308,7 +307,8 @@ class TokenPolicy:
         for share in torch.arange(len(state.clips)).tensor_split(self.config.updates_per_collection):
             for part in share.split(self.config.micro_batch):
                 if len(part):
-                    yield torch.isin(state.prompts, part).nonzero()[:, 0]
+                    rows = torch.isin(state.prompts, part).nonzero()[:, 0]
+                    yield from rows.split(bounded(state.mask[rows].sum(1).tolist(), self.config.micro_tokens))
 
     def _compare(self, gaps: list[Tensor], warm: list[Tensor]) -> None:
         """Say once how far what samples is from what is trained, and note it for every collection."""
@@ -360,7 +360,7 @@ class TokenPolicy:
         """What ``look`` makes of the K tokens that count, from a part of their logits at a time; the backward pass makes them anew.
 
         Args:
-            look: (logits (k, V) float32, ids (k,), and what ``more`` holds of them) -> tensors (k, ...).
+            look: (logits (k, V) float32, ids (k,), and what ``more`` holds of them) -> tensors (k, ...); none: ``token_logp``.
             states: (n, S', D) what the head sees.
             ids, mask: (n, S); tokens, and those that count.
             more: (K, ...) of theirs; with ``other`` the last is what that model's head sees, of which ``look`` gets the logits.
@@ -374,7 +374,8 @@ class TokenPolicy:
             if other is not None:
                 with torch.no_grad():
                     more = *more[:-1], self._logits(other, more[-1], first, theirs)
-            return look(self._logits(model, states, first, head), ids, *more)
+            logits = self._logits(model, states, first, head)
+            return look(logits, ids, *more) if look else (token_logp(logits, ids),)
 
         anew = partial(checkpoint, part, use_reentrant=False, preserve_rng_state=False)
         columns = states[mask], first[mask], ids.to(mask.device)[:, : mask.shape[1]][mask], *more
@@ -383,9 +384,7 @@ class TokenPolicy:
         made = [(anew if torch.is_grad_enabled() else part)(*row) for row in rows]
         return tuple(torch.cat(x) for x in zip(*made, strict=True))
 
-    def _logp_kl(
-        self, rollout: Rollout, rows: Tensor, states: Tensor, *, with_kl: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def _logp_kl(self, rollout: Rollout, rows: Tensor, states: Tensor, with_kl: bool) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (n, S) of the rows' tokens from what the head sees, and KLs (n, S), both 0 where nothing was drawn."""
         state, k3, warmth = rollout.state, self.config.kl == "k3", self.sampling.temperature
         ids, mask, other, there = state.ids[rows], state.mask[rows], None, list[Tensor]()
@@ -405,7 +404,7 @@ class TokenPolicy:
         return spread(mask, logp), spread(mask, kl[0]) if kl else None
 
     def log_prob(self, rollout: Rollout, rows: Tensor, *, with_kl: bool) -> LogProb:
-        logp, kl = self._logp_kl(rollout, rows, self._forward(self.model, rollout.state, rows), with_kl=with_kl)
+        logp, kl = self._logp_kl(rollout, rows, self._forward(self.model, rollout.state, rows), with_kl)
         one = torch.ones(logp.shape[1], device=logp.device)
         return LogProb(logp, kl, torch.zeros_like(logp).detach(), one, one)
 
@@ -439,7 +438,7 @@ class TokenPolicy:
 
         def logp_of(model: Any) -> Tensor:
             states = self._forward(model, state, every)
-            return spread(state.mask, self._at_tokens(plainly, states, state.ids, state.mask, model=model)[0])
+            return spread(state.mask, self._at_tokens(None, states, state.ids, state.mask, model=model)[0])
 
         here = logp_of(self.model)
         mask = state.mask.to(here.device) & here.isfinite()
@@ -480,7 +479,7 @@ class TokenPolicy:
         with self._cast():
             encoded = self._encode(known, grad=getattr(self.model, "train_encoder", False))
             states = self.model.forward_states(encoded, torch.arange(len(known)), ids)
-        logp = spread(mask, self._at_tokens(plainly, states, ids, mask)[0])
+        logp = spread(mask, self._at_tokens(None, states, ids, mask)[0])
         mask = mask.to(logp.device)
         if lost := int((shut := mask & logp.isinf()).any(1).sum()):
             why = f"{lost} of {len(known)} references hold tokens that the model's generation config suppresses"

@@ -261,6 +261,25 @@ def test_phases_move_the_parts_and_change_nothing(monkeypatch: pytest.MonkeyPatc
     assert parked == ["encode", "rollout", "reward", "update"] * 2 + ["encode", "rollout"]
 
 
+SAVING = [{"micro_tokens": 7}, {"gradient_checkpointing": True}, {"attn_implementation": "eager"}]
+
+
+@pytest.mark.parametrize("kind", ["qwen2_audio", "whisper"])
+def test_what_saves_memory_changes_no_step(kind: str) -> None:
+    found = []
+    for changes in ({}, *SAVING):
+        policy, kept = _policy(kind, lora=None, ragged=True, **changes), list[int]()
+        algo = algorithm(policy)
+        made = algo.collect(_clips(kind), SHORT, seed=1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x):
+            grads, stats = algo.gradients(made, made.advantage.value, torch.arange(3))
+        assert stats["ratio_max_gap"] == 0
+        found.append((grads.total, sum(kept), max(map(len, algo.parts(made.rollout)))))
+    for total, _, _ in found[1:]:
+        torch.testing.assert_close(total, found[0][0], atol=1e-6, rtol=1e-4)
+    assert found[1][2] < found[0][2] and found[2][1] < 0.7 * found[0][1]
+
+
 def test_a_truncated_sampler_is_measured_and_said_once(warned: list[str]) -> None:
     policy = _policy(sampling={"top_p": 0.6})
     for seed in range(2):

@@ -13,8 +13,9 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from rlspeech.config_parts import Sampling
 from rlspeech.models.folder import loading, read_about, save_net, snapshot, write_about
 from rlspeech.models.hub import card_of, find_checkpoint
+from rlspeech.types import UserError
 
 ATTENTION = set("q_proj k_proj v_proj o_proj out_proj qkv_proj to_q to_kv to_out query key value".split())
 FEED_FORWARD = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2"}
@@ -89,6 +92,7 @@ class LanguageModel(nn.Module):
     suppress_tokens: Sequence[int] = ()  # ids that are never written
     begin_suppress_tokens: Sequence[int] = ()  # and those that no row begins with
     source: Path | None = None  # folder that it was loaded from
+    recomputes = False  # what is inside a layer is computed anew for the backward pass of ``forward_states``
 
     def shared(self) -> Sequence[Any]:
         """What copies of the model share: tokenizers, frozen parts."""
@@ -156,12 +160,14 @@ class LanguageModel(nn.Module):
             used, owner = torch.as_tensor(rows).unique(return_inverse=True)
             audio = torch.stack([a.to(self.device) for a in prompts.select(used).audio or ()])
             tokens = pad_sequence(joined, batch_first=True)
-            with shared_audio(self.net.model.decoder, owner):
-                out = self.net.model.decoder(input_ids=tokens, encoder_hidden_states=audio, use_cache=False)
+            decoder, again = self.net.model.decoder, partial(shared_audio, self.net.model.decoder, owner)
+            with again(), recomputed(decoder, again) if self.recomputes else nullcontext():
+                out = decoder(input_ids=tokens, encoder_hidden_states=audio, use_cache=False)
         else:
             answers = self.embed_ids(written[:, :-1])
             whole = [torch.cat([p, w]) for p, w in zip(self.embed(some), answers, strict=True)]
-            out = self.net.model(inputs_embeds=pad_sequence(whole, batch_first=True), use_cache=False)
+            with recomputed(self.net.model) if self.recomputes else nullcontext():
+                out = self.net.model(inputs_embeds=pad_sequence(whole, batch_first=True), use_cache=False)
         at = lengths[:, None] - 1 + torch.arange(ids.shape[1], device=self.device)
         states = out.last_hidden_state
         return states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))  # type: ignore[no-any-return]
@@ -390,6 +396,34 @@ def shared_audio(decoder: Any, owner: Tensor) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def set_attention(net: Any, how: str) -> None:
+    """Choose how a transformers model computes attention. Raises ``UserError``: not so here."""
+    try:
+        (net.get_decoder() or net).set_attn_implementation(how)
+    except (ImportError, ValueError) as error:
+        what = f"this model's attention cannot be {how} here"
+        raise UserError(what, str(error).splitlines()[0], "--set attn_implementation=auto") from error
+
+
+@contextmanager
+def recomputed(net: nn.Module, again: Callable[[], AbstractContextManager[None]] = nullcontext) -> Iterator[None]:
+    """Let a model's layers keep what they are given and nothing else, and compute the rest for the backward pass, ``again`` around it.
+
+    transformers' own switch works in training mode alone, which here means dropout.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [m for m in net.modules() if isinstance(m, GradientCheckpointingLayer)] if torch.is_grad_enabled() else []
+    how: dict[str, Any] = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), again())}
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, preserve_rng_state=False, **how)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def beam_search(lm: Any, prompts: EncodedPrompts, beams: int, steps: int) -> Generation:

@@ -105,7 +105,7 @@ class TtsPolicy(TokenPolicy):
             sampled = ids.masked_fill(~codes, 0)
             noise = noise_given(slice_, sampled, noise)
         full = with_kl and self.config.kl == "full"
-        kl = self._logp_kl(rollout, rows, states, with_kl=True)[1] if full else None
+        kl = self._logp_kl(rollout, rows, states, True)[1] if full else None
         return Relaxed(relaxed_tokens(slice_, noise, tau, hard, sampled), codes, slice_, stop, kl, seed)
 
     def _free(self, state: TokenRollout, rows: Tensor, width: int, tau: float, hard: bool, seeds: list[int]) -> Relaxed:
