@@ -201,7 +201,7 @@ def _noise(material: Material, rng: np.random.Generator, number: int) -> Made:
         slope = float(rng.uniform(0, 1))
         return Made(to_level(coloured(n, slope, rng), level), "", {"how": f"coloured {slope:.2f}"})
     utt = _pick(material.noise, rng)
-    wav = crop(read(utt, RATE_HZ), n, rng, loop=True)
+    wav = crop(read(utt, RATE_HZ), n, rng)
     if rms_dbfs(wav) < -70:
         raise AudioError("silent noise")
     return Made(_held(to_level(wav, level)), "", {"how": "recorded", "noise_id": utt.id})

@@ -218,7 +218,7 @@ def degrade(clean: np.ndarray, sources: Sources, sample_rate: int, rng: Generato
     if "reverb" in wanted:
         wav = _room(wav, sources, sample_rate, rng, severity)
     if "talker" in wanted and sources.talkers:
-        other = crop(_pick(sources.talkers, rng), len(wav), rng, loop=True)
+        other = crop(_pick(sources.talkers, rng), len(wav), rng)
         wav = _plus(wav, other, float(rng.uniform(-5, 25)), "talker", severity)
     if "artefacts" in wanted:
         noise, snr, strength = _noise(len(wav), sources, rng), float(rng.uniform(-5, 20)), float(rng.uniform(0.0, 1.0))
@@ -275,7 +275,7 @@ def _room(
 def _noise(length: int, sources: Sources, rng: Generator) -> np.ndarray:
     if not sources.noises or rng.random() < 0.25:
         return coloured(length, float(rng.uniform(0, 1)), rng)
-    made = crop(_pick(sources.noises, rng), length, rng, loop=True)
+    made = crop(_pick(sources.noises, rng), length, rng)
     return made if rms_dbfs(made) > SILENT_DBFS else coloured(length, 0.5, rng)
 
 
@@ -299,7 +299,7 @@ def ladders(clean: np.ndarray, noise: np.ndarray, sample_rate: int, rng: Generat
     """
     if rms_dbfs(clean) < SILENT_DBFS:
         raise AudioError("silent speech")
-    noise = crop(noise, len(clean), rng, loop=True)
+    noise = crop(noise, len(clean), rng)
     seed, level = int(rng.integers(2**31)), rms_dbfs(clean)
     spoilt = to_level(noise, level - 5.0)
 

@@ -182,11 +182,11 @@ class MixtureSet:
         elif kind < how.coloured + how.babble:
             name = "babble"
             for _ in range(int(rng.integers(3, 8))):
-                voice = crop(self._read(self.clean[int(rng.integers(len(self.clean)))]), length, rng, loop=True)
+                voice = crop(self._read(self.clean[int(rng.integers(len(self.clean)))]), length, rng)
                 made = made + to_level(voice, -25.0) if rms_dbfs(voice) > SILENT_DBFS else made
         else:
             utt = self.noise[int(rng.integers(len(self.noise)))]
-            name, made = utt.id, crop(played(self._read(utt), how.speed, rng), length, rng, loop=True)
+            name, made = utt.id, crop(played(self._read(utt), how.speed, rng), length, rng)
         if beside and how.second and rng.random() < how.second:
             other = self._noise(length, rng, beside=False)[0]
             made = made + to_level(other, rms_dbfs(made) + float(rng.uniform(-12, 3)))
@@ -203,7 +203,7 @@ class MixtureSet:
         for _ in range(8 * ATTEMPTS):  # in a corpus of two voices most draws are of the same one
             other = self.clean[int(rng.integers(len(self.clean)))]
             if other.id != utt.id and (other.speaker_id is None or other.speaker_id != utt.speaker_id):
-                wav = crop(self._read(other), length, rng, loop=True)
+                wav = crop(self._read(other), length, rng)
                 if rms_dbfs(wav) > SILENT_DBFS:
                     return wav, against, other.id
         return None, 0.0, None
@@ -250,9 +250,9 @@ def cut(wav: np.ndarray, length: int, rng: np.random.Generator) -> tuple[np.ndar
     return wav[start : start + length], start
 
 
-def crop(wav: np.ndarray, length: int, rng: np.random.Generator, loop: bool = False) -> np.ndarray:
-    """A random stretch of ``length`` samples; shorter input is looped (noise) or padded with zeros behind (speech)."""
-    if loop and 0 < len(wav) < length:
+def crop(wav: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
+    """A random stretch of ``length`` samples; shorter input is looped."""
+    if 0 < len(wav) < length:
         wav = np.tile(wav, -(-length // len(wav)))
     return cut(wav, length, rng)[0]
 

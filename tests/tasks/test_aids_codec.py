@@ -21,7 +21,7 @@ from rlspeech.models.codec.net import CodecNet
 from rlspeech.stages import pretrain
 from rlspeech.tasks import get_task
 from rlspeech.tasks.aids import codec as aid
-from rlspeech.tasks.aids.codec import CodecTask, content_loss, correlation, random_crop, spectral_loss
+from rlspeech.tasks.aids.codec import CodecTask, content_loss, correlation, spectral_loss
 from rlspeech.types import UserError
 
 SMALL = CodecModel(dim=16, blocks=1, levels=[4, 5], voice_dim=8)
@@ -116,14 +116,6 @@ def test_dimensions_that_say_the_same_cost() -> None:
     codes = torch.randn(4, 500, 1).repeat(1, 1, 2)
     assert correlation(codes) == pytest.approx(1, abs=1e-3) and correlation(-codes) == pytest.approx(1, abs=1e-3)
     assert correlation(torch.randn(4, 500, 3)) < 0.01 and correlation(codes[..., :1]) == 0
-
-
-def test_stretches_are_inside_or_padded() -> None:
-    rng, wav = np.random.default_rng(0), np.arange(1, 11, dtype=np.float32)
-    cuts = np.stack([random_crop(wav, 4, rng) for _ in range(50)])
-    assert (np.diff(cuts) == 1).all() and cuts.min() == 1 and cuts.max() == 10
-    assert random_crop(wav, 12, rng).tolist() == [*range(1, 11), 0, 0]
-    assert random_crop(np.zeros(0, np.float32), 3, rng).tolist() == [0, 0, 0]
 
 
 def test_prompts_are_of_the_same_speaker() -> None:

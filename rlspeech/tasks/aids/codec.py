@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from rlspeech.config import Pretrain
 from rlspeech.data.audio import to_level
 from rlspeech.data.batches import Clip
+from rlspeech.data.mixing import cut
 from rlspeech.models.codec.codec import EmbeddedCodec
 from rlspeech.models.codec.net import LEVEL_DBFS, PITCH_HZ, CodecNet
 from rlspeech.models.recogniser import Recogniser, load_recogniser
@@ -68,8 +69,8 @@ class CodecTask(Task):
         rate = model.sample_rate
         wavs = [to_level(np.asarray(c.target, dtype=np.float32), LEVEL_DBFS) for c in clips]
         crop = model.frames(int(CROP_S * rate)) * model.cfg.hop
-        content = torch.from_numpy(np.stack([random_crop(w, crop, rng) for w in wavs]))
-        prompts = torch.from_numpy(np.stack([random_crop(w, int(PROMPT_S * rate), rng) for w in wavs]))
+        content = torch.from_numpy(np.stack([cut(w, crop, rng)[0] for w in wavs]))
+        prompts = torch.from_numpy(np.stack([cut(w, int(PROMPT_S * rate), rng)[0] for w in wavs]))
         frames = model.frames(prompts.shape[1])
         real = torch.tensor([0 if rng.random() < NO_PROMPT else min(frames, model.frames(len(w))) for w in wavs])
         nothing = torch.zeros(len(wavs), 1, 1), torch.zeros(len(wavs), 1)
@@ -178,13 +179,6 @@ def _window_and_bank(size: int, mels: int, sample_rate: int) -> tuple[Tensor, Te
     """A window, and a mel bank of which every band sums to 1 over the window's length."""
     bank = mel_filters(sample_rate, size, mels)
     return torch.hann_window(size), bank / bank.sum(1, keepdim=True).clamp_min(1e-9) / size
-
-
-def random_crop(wav: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
-    """(length,) cut somewhere out of a waveform, zeros behind where it is shorter."""
-    start = int(rng.integers(max(1, len(wav) - length + 1)))
-    part = wav[start : start + length]
-    return np.pad(part, (0, length - len(part)))
 
 
 def other_by_speaker(clips: Sequence[Clip]) -> list[int]:
