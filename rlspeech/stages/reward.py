@@ -237,8 +237,8 @@ def _report(scores: ScoreFile, scorer: Scorer, items: Items, config: ScoreFolder
     asked = keys if any("llm" in name for name in facts) else ()
     judged = any(c.startswith(JUDGE_TEXT) and v for k in asked for c, v in scores.row(scores.system, k).items())
     shown = config.report == "auto" and (judged or corpus or order is not None)
-    own = Shard.of(config.shard).own
-    page = write_page(scores.path) if not own and (config.report == "always" or shown) else None
+    asked_for = config.report == "always" or shown
+    page = write_page(scores.path) if asked_for and not Shard.of(config.shard).own else None
     if page is not None:
         log.say(f"next: open {page} in a browser")
     seconds = {k: round(v, 3) for k, v in scorer.seconds.items()}
