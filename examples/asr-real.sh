@@ -3,7 +3,7 @@
 # The control is SFT for the same number of steps. The test speakers, noises and texts are in no training set.
 #   DATA   folder with manifest.jsonl, manifest_digits.jsonl, speech/ and noise/;  OUT  where everything goes (default runs/asr-real)
 #   MODEL  the recogniser to start from (default embedded);  SEEDS  of the main arms (default "0 1 2");  STEPS  default 50, the long arms 120
-#   MATERIAL  output of asr_material.py, to reuse it
+#   MATERIAL  output of asr_material.py, to reuse it;  ARMS  further arms of one seed, of "both graded reference" (default none)
 #   TINY=1 a few steps of everything, for tests.  Needs the program flite and the Python package pocketsphinx (the second recogniser).
 # Read sentences are left out, because the embedded recogniser does not know their words. `read` shows its output for them.
 set -euo pipefail
@@ -51,6 +51,13 @@ for seed in $seeds; do
 done
 echo 'rewards: [{name: asr_accuracy, scale: none}]' > "$out/r1.yaml"
 echo 'rewards: [{name: asr_accuracy, scale: none}, {name: asr_hallucination, scale: none}]' > "$out/r12.yaml"
+echo 'rewards: [{name: asr_accuracy, scale: none}, {name: "asr_hallucination[graded=true]", scale: none}, {name: asr_keywords, scale: none}]' > "$out/graded.yaml"
+declare -A how=([both]="--set supervised_weight=0.2" [graded]="--config $out/graded.yaml" [reference]="--set reference_in_group=true")
+for arm in ${ARMS:-}; do
+  read -ra options <<< "${how[$arm]}"
+  tune "$arm-d123" d123 0 "${options[@]}"
+  models+=(--model "$arm=$out/$arm-d123")
+done
 tune r1-d123 d123 0 --config "$out/r1.yaml"
 tune r12-d123 d123 0 --config "$out/r12.yaml"
 tune r123-d0 d0 0

@@ -95,8 +95,9 @@ def test_the_recogniser_is_made_from_real_recordings(tmp_path: Path) -> None:
 @SPOKEN
 def test_rule_rewards_on_real_recordings(tmp_path: Path) -> None:
     pytest.importorskip("pocketsphinx")
-    run("asr-real.sh", tmp_path, OUT="out")
-    assert {"base", "sft-0", "grpo-0", "r1", "r12", "d0", "sft-d0"} <= set(systems(tmp_path / "out"))
+    run("asr-real.sh", tmp_path, OUT="out", ARMS="graded reference")
+    found = systems(tmp_path / "out")
+    assert {"base", "sft-0", "grpo-0", "graded", "reference", "r1", "r12", "d0", "sft-d0"} <= set(found)
 
 
 @pytest.mark.realdata
