@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # LR-AVSE at a size for two cores, with the control that the paper lacks: real speech and noise, competing talkers, drawn mouths.
 # Three arms with three seeds each: SI-SNR alone (no RL), RL-DNSMOS, LR-AVSE. They have the same data, steps and rate.
-# The published form runs once.
+# Two more are shorter: LR-AVSE with what it costs held, and DiffRO on four measures. The published form runs once.
 #   DATA  folder with speech/ and noise/ below it;  OUT  where runs go (default runs/avse-real);  MODEL (default: embedded)
 #   SEEDS (default "0 1 2");  TINY=1  a few steps of everything, for tests
 set -euo pipefail
@@ -27,11 +27,15 @@ tune() {  # NAME SEED SETTINGS...
   rlspeech rl "$@" --model "$model" --data "$out/data/mix.json" --valid "$out/valid/manifest.jsonl" --seed "$seed" --out "$out/$name-$seed" "${few[@]}"
 }
 models=(--model "pretrained=$model")
+held=(--set hold.every=2 --set hold.most=3 --set 'hold.gains=[4,0.5,2]')  # softer than the default: three guards share the say
+for limit in estoi=0.015 si_sdr=0.35 speaker_similarity=0.025; do held+=(--guard "$limit:hold"); done
 for seed in $seeds; do
   tune sisnr "$seed" --preset avse-lr-gain --set policy_weight=0
   tune dnsmos "$seed" --preset avse-lr-gain --reward dnsmos_fast_ovrl=1
   tune llm "$seed" --preset avse-lr-gain
-  for arm in sisnr dnsmos llm; do models+=(--model "$arm-$seed=$out/$arm-$seed"); done
+  tune held "$seed" --preset avse-lr-gain --set steps=16 --set lr_schedule=constant "${held[@]}"
+  tune mix "$seed" --preset avse-diffro-mix --set steps=20
+  for arm in sisnr dnsmos llm held mix; do models+=(--model "$arm-$seed=$out/$arm-$seed"); done
 done
 tune published 0 --preset avse-lr --set steps=40
 tune published-sisnr 0 --preset avse-sisnr --set steps=40
