@@ -41,7 +41,7 @@ TASKED: dict[str, frozenset[str]] = {
     "RL": frozenset(
         "video supervised_on explore explore.window explore.start explore.nfe explore.shared_latent explore.mask_clamp "
         "probe_settings ratio reduction clip_s train_encoder sampling sampling.language sampling.prompt sampling.tokens_per_s "
-        "suppress reference_in_group encoder_cache_mib "
+        "suppress reference_in_group encoder_cache_mib micro_tokens gradient_checkpointing attn_implementation "
         "precision kl offload truncated truncated_reward valid_draws change_weight diffro.last_steps diffro.smooth".split()
     )
     | {f"diffro.{name}" for name in RELAXED},
@@ -64,7 +64,7 @@ HINTS = {
     "change_weight": "--set kl_beta=0.05: the KL of tokens is over all that can be drawn",
 }
 SAMPLED = "clip_range clip_high clip_std ratio ratio_level dynamic_sampling advantage_std advantage_clip"
-DRAWING = "group kl_beta kl_target loss_mean reduction change_weight kl explore"
+DRAWING = "group micro_tokens kl_beta kl_target loss_mean reduction change_weight kl explore"
 # of the policy's loss, which the control without RL does not have
 POLICY = (
     Rule("ppo", "--algo ppo", lambda c: c.algo == "ppo"),
@@ -103,7 +103,7 @@ POLICY = (
     Rule("explore.bands explore.segment_s explore.basis", "explore.kind=gain", lambda c: c.explore.kind == "gain"),
     Rule("explore.mask_clamp", "explore.kind=mask", lambda c: c.explore.kind == "mask"),
     Rule(
-        "group max_unscorable kl_beta kl_target loss_mean reduction ratio change_weight explore kl ppo awr diffro clip_range "
+        "group micro_tokens max_unscorable kl_beta kl_target loss_mean reduction ratio change_weight explore kl ppo awr diffro clip_range "
         "weights weights_every",
         "a policy_weight above 0",
         lambda c: c.policy_weight > 0,
