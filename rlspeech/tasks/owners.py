@@ -136,7 +136,9 @@ COMMON: dict[str, frozenset[str]] = {
         "task data valid init out mixing steps batch lr lr_schedule warmup weight_decay grad_clip ema valid_every save_every valid_items "
         "seed device precision workers max_minutes tracker".split()
     ),
-    "Evaluate": frozenset("task data models baseline metrics out shard limit batch seed device workers players".split()),
+    "Evaluate": frozenset(
+        "task data models baseline metrics out shard limit batch seed device workers players".split()
+    ),
 }
 
 
