@@ -107,7 +107,7 @@ def rl(
 
 @command(app, "rlspeech reward enhanced/ --target clean/ --reward dnsmos --reward pesq --reward estoi", *STAGE, "shard")
 def reward(
-    paths: Annotated[list[str], Argument(metavar="PATH", help="Folder, audio, manifest, texts (JSONL); - for stdin.")],
+    paths: Annotated[list[str], Argument(metavar="PATH", help="Folder, audio, manifest or texts, .tar; - for stdin.")],
     rewards: Annotated[Texts, _metric("--reward")] = None,
     target: Annotated[str | None, Option(metavar="FOLDER")] = None,
     text: File = None,
@@ -199,7 +199,7 @@ def report(
 
 @command(app, "rlspeech enhance noisy.wav more/ --model runs/rl --out enhanced", *STAGE, "shard")
 def enhance(
-    inputs: Annotated[list[str], Argument(metavar="PATH", help="Audio, videos, folders, manifests; - for stdin.")],
+    inputs: Annotated[list[str], Argument(metavar="PATH", help="Audio, video, folder, manifest, .tar; - for stdin.")],
     task: Task = None,
     video: Annotated[str | None, Option(metavar="PATH")] = None,
     model: str | None = None,
@@ -215,7 +215,7 @@ def enhance(
 
 @command(app, "rlspeech transcribe talk.wav && rlspeech transcribe talks/ --out texts.jsonl", *PLACED, "shard")
 def transcribe(
-    inputs: Annotated[list[str], Argument(metavar="PATH", help="Audio files, folders, manifests; - for stdin.")],
+    inputs: Annotated[list[str], Argument(metavar="PATH", help="Audio, folder, manifest, .tar; - for stdin.")],
     model: str | None = None,
     out: Annotated[str | None, Option(metavar="PATH")] = None,
     sampling__language: Annotated[str | None, Option("--language")] = None,

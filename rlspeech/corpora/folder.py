@@ -31,8 +31,9 @@ from rlspeech.corpora.base import (
     recordings_below,
 )
 from rlspeech.data.decode import AUDIO_SUFFIXES
-from rlspeech.data.inputs import FILE_KEYS, WORD_KEYS, read_list
-from rlspeech.data.manifest import read_manifest
+from rlspeech.data.inputs import FILE_KEYS, WORD_KEYS, audio_files, read_list
+from rlspeech.data.manifest import packed_rows, read_manifest
+from rlspeech.data.tars import TAR
 from rlspeech.names import nfc
 from rlspeech.types import UserError
 
@@ -111,11 +112,15 @@ class Pairs(Layout):
 def find(source: str | Path, split: str = "manifest", skip: Path | None = None) -> Iterator[Candidate]:
     """Candidates of a folder (all audio below it; ``x.txt`` beside ``x.wav`` is its text) or of a manifest, for the manifest ``split``.
 
-    The folder ``skip`` is left out: the output, where it lies inside the source.
+    A .tar is WebDataset's, or a folder of nothing else. The folder ``skip`` is left out: the output, where it lies inside the source.
 
     Raises:
         UserError: neither folder nor manifest, or no audio in it.
     """
+    tars = [Path(source)] if str(source).endswith(TAR) else sorted(Path(source).glob(f"*{TAR}"))
+    if tars and (Path(source).is_file() or not audio_files(Path(source), skip)):
+        yield from (Candidate(split, utt) for tar in tars for utt in packed_rows(tar))
+        return
     if Path(source).is_file():
         yield from (Candidate(split, utt) for utt in read_manifest(source))
         return

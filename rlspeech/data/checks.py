@@ -7,7 +7,6 @@ tried without touching the audio again.
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from rlspeech.config_parts import Decibels, Positive, Strict, Whole, conf
 from rlspeech.data.audio import NOTHING_DBFS, loudest_dbfs, silence
 from rlspeech.data.decode import AudioError, Reader, open_audio
+from rlspeech.data.tars import state_of
 from rlspeech.types import Utterance
 
 BLOCK_S = 60  # long recordings are read in pieces of this length
@@ -86,10 +86,10 @@ class Verdict:
 def file_stamp(path: str) -> str | None:
     """A file's path, size and time of change, for what is measured once; None where it is missing."""
     try:
-        stat = os.stat(path)
+        size, changed = state_of(path)
     except (OSError, ValueError):
         return None
-    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+    return f"{path}|{size}|{changed}"
 
 
 def measure(path: str | Path, floor_db: float = -75.0) -> FileFacts:

@@ -15,15 +15,17 @@ import re
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from rlspeech import log
+from rlspeech.data.tars import in_tar, packed, state_of
 from rlspeech.names import PULL, is_pointer
 
 # By its suffix: sound, and videos, of which the sound track is read.
@@ -266,6 +268,8 @@ def regular_file(path: str | Path) -> Path:
                 raise AudioError(f"Git LFS pointer, not audio: run {PULL}")
             return path
     except (FileNotFoundError, NotADirectoryError):
+        if in_tar(path):
+            return path
         raise AudioError("missing file") from None
     except (OSError, ValueError) as error:  # a name that is too long, a loop of links, a NUL
         raise AudioError(f"unreadable: {getattr(error, 'strerror', None) or 'no name that a file can have'}") from error
@@ -273,9 +277,17 @@ def regular_file(path: str | Path) -> Path:
     raise AudioError("empty file (0 bytes)" if stat.S_ISREG(status.st_mode) else f"no file but {kind}")
 
 
-def open_audio(path: str | Path) -> closing[Reader]:
+@contextmanager
+def open_audio(path: str | Path) -> Iterator[Reader]:
     """Open a file to read. Raises ``AudioError``: see ``regular_file``, or unreadable, then or while it is read."""
-    return closing(Reader(regular_file(path)))
+    file = regular_file(path)
+    with TemporaryDirectory() if in_tar(file) else nullcontext() as folder:
+        if folder:
+            content = packed(file)
+            file = Path(folder, f"x{file.suffix}")
+            file.write_bytes(content)
+        with closing(Reader(file)) as reader:
+            yield reader
 
 
 def read_audio(
@@ -352,11 +364,10 @@ def remember(path: str | Path, remark: str) -> None:
 
 def sound_info(path: str | Path) -> SoundInfo:
     """Length, rate and channels of a file; where the header is no proof the file is decoded. Raises ``AudioError``."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        status = None  # opening it says what is wrong
-    return _info(str(path), (status.st_size, status.st_mtime_ns) if status else ())
+    state: tuple[int, ...] = ()
+    with suppress(OSError, ValueError):  # opening it says what is wrong
+        state = state_of(path)
+    return _info(str(path), state)
 
 
 @lru_cache(maxsize=4096)

@@ -26,13 +26,14 @@ from rlspeech import log
 from rlspeech.config_parts import ALL, Shard
 from rlspeech.data.audio import resample
 from rlspeech.data.decode import AUDIO_SUFFIXES, VIDEO_SUFFIXES, AudioError, read_audio
-from rlspeech.data.manifest import ROWS, SAMPLE_SET, from_row, is_stored, usable_rows
+from rlspeech.data.manifest import ROWS, SAMPLE_SET, from_row, is_stored, packed_rows, usable_rows
+from rlspeech.data.tars import TAR, state_of
 from rlspeech.files import numbered_rows, open_lines, parse_json, read_text
 from rlspeech.names import local_path, nfc, on_disk
 from rlspeech.types import Sample, UserError, Utterance
 
 SOUND = AUDIO_SUFFIXES | VIDEO_SUFFIXES
-BESIDE = frozenset(".txt .json .jsonl .npz .csv .tsv .md .html .png".split())  # beside recordings, and results
+BESIDE = frozenset(".txt .json .jsonl .npz .csv .tsv .md .html .png .tar".split())  # beside recordings, and results
 FILE_KEYS = tuple("audio_filepath audio audio_path wav path file filename file_name id key utt_id".split())
 WORD_KEYS = ("text", "sentence", "transcript", "transcription", "normalized_text", "words")
 SPACE = " \t\r\f\v"  # what C calls white space: other spaces may be part of a name
@@ -66,7 +67,7 @@ class Item:
             facts += [self.hypothesis, *(self.columns.get(k) for k in ("language", "keywords"))]
         for path in (self.audio, self.target):
             try:
-                facts += [(status := os.stat(path)).st_size, status.st_mtime_ns] if path else [None]
+                facts += state_of(path) if path else [None]
             except (OSError, ValueError):
                 facts.append(-1)
         return f"{zlib.crc32(repr(facts).encode()):08x}"
@@ -153,7 +154,7 @@ def collect(
         if Path(path).suffix in ROWS and not (target or text or hypotheses or os.path.isdir(path)):
             return _rows(Path(path), texts_only, shard)
         path = Path(path)
-        if not (path.is_dir() or path.suffix in ROWS or path.is_file() and path.suffix.lower() in SOUND):
+        if not (path.is_dir() or path.suffix in {*ROWS, TAR} or path.is_file() and path.suffix.lower() in SOUND):
             why, example = "" if path.exists() else "there is no such path", "rlspeech reward FOLDER --reward dnsmos"
             raise UserError(f"{path} is no folder, manifest or audio file", why, example)
         items = expand(path, skip=Path(target) if target else None, texts_only=texts_only)
@@ -195,6 +196,8 @@ def expand(path: Path, *, skip: Path | None = None, texts_only: bool = False) ->
         return _folder(path, skip)
     if path.suffix in ROWS:
         return [item_of(utt) for _, utt in usable_rows(path, texts_only)]
+    if path.suffix == TAR:
+        return [item_of(utt) for utt in packed_rows(path)]
     return [Item(nfc(path.stem), str(path))]
 
 

@@ -12,10 +12,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rlspeech.data.decode import AudioError, sound_info
-from rlspeech.files import dumps, numbered_rows, read_object, safe_name, write_text
+from rlspeech.data.decode import AUDIO_SUFFIXES, AudioError, sound_info
+from rlspeech.data.tars import packed, tar_members
+from rlspeech.files import dumps, numbered_rows, object_of, read_object, safe_name, write_text
 from rlspeech.log import several
-from rlspeech.names import local_path
+from rlspeech.names import decoded, local_path
 from rlspeech.scores import write_json
 from rlspeech.types import UserError, Utterance
 
@@ -271,3 +272,21 @@ def find_manifest(path: str | Path, *, recipe: bool = True) -> Path:
         raise UserError(f"{path} holds {len(found)} manifests", names, f"name one of them, e.g. {found[0]}")
     try_this = f"rlspeech prepare folder {path} --out {path}-manifest"
     raise UserError(f"no manifest in {path}", "it holds no mix.json and no .jsonl file", try_this)
+
+
+def packed_rows(path: Path) -> Iterator[Utterance]:
+    """The recordings in a tar as WebDataset has them: key.flac with what key.json and key.txt say of it. Raises ``UserError``."""
+    groups, base = dict[str, dict[str, str]](), Path(os.path.realpath(path.parent))
+    try:
+        for name in tar_members(path):
+            folder, (stem, dot, kind) = os.path.dirname(name), os.path.basename(name).partition(".")
+            groups.setdefault(os.path.join(folder, stem), {})[dot + kind.lower()] = f"{os.path.abspath(path)}/{name}"
+        for key, files in groups.items():
+            if sound := next((file for kind, file in files.items() if kind in AUDIO_SUFFIXES), None):
+                row = object_of(packed(files.get(".json", "")))
+                row |= {"text": decoded(packed(files[".txt"])).strip()} if ".txt" in files else {}
+                utt = from_row({**row, "id": key, "audio_filepath": sound}, base, texts_only=True)
+                utt.sample_rate = utt.sample_rate if "sample_rate" in row else 0  # only the file knows it
+                yield utt
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}", str(error), "a tar, not compressed, of key.flac and key.json") from error

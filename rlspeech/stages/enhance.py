@@ -28,6 +28,7 @@ from rlspeech.data.audio import AudioError, save_audio
 from rlspeech.data.decode import sound_info
 from rlspeech.data.inputs import SOUND, Item, expand
 from rlspeech.data.manifest import ROWS
+from rlspeech.data.tars import TAR
 from rlspeech.data.video import LIPS_FPS, LipsError
 from rlspeech.files import held, too_long, write_error
 from rlspeech.stages.jobs import FileJob, summarise
@@ -144,7 +145,7 @@ def _expand(path: Path, out: Path) -> Iterator[_Job]:
         yield job
         return
     for item in expand(path, skip=out):
-        if path.suffix in ROWS and not path.is_dir():
+        if path.suffix in {*ROWS, TAR} and not path.is_dir():
             yield _Job(item, out / f"{item.key}.flac")
         elif item.audio is not None:
             target = out / (Path(item.audio).relative_to(path) if path.is_dir() else path.name)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tiny_cli import called, refused, rows_of
 from tiny_corpora import RATE, manifest, sound, voice, write
 
 from rlspeech.config import Mixing
@@ -301,6 +304,28 @@ def test_transcribed_corpora(tmp_path: Path) -> None:
     assert [(u.id, u.offset, u.duration) for u in rows] == [("u1", 0.0, 0.45), ("u2", 0.5, 0.5)]
     assert made["dropped"] == {"shorter than the manifest says": 1} and made["checked"] == 1
     assert made["next"].startswith("rlspeech eval --task asr")
+
+
+def test_a_tar_is_read_where_it_stands(tmp_path: Path) -> None:
+    for i in range(3):
+        sound(tmp_path / "in" / f"a{i}.wav", i)
+    (tmp_path / "in" / "a0.json").write_text('{"text": "one", "speaker_id": "s"}')
+    (tmp_path / "in" / "a1.txt").write_text("two")
+    (tmp_path / "in" / "a3.wav").write_bytes(b"no sound")
+    tar = tmp_path / "tars" / "c.tar"
+    tar.parent.mkdir()
+    with tarfile.open(tar, "w") as file:
+        file.add(tmp_path / "in", ".")
+    prepare("folder", tmp_path / "out", root=str(tar.parent))
+    rows = {row["id"]: row for row in read_jsonl(tmp_path / "out" / "manifest.jsonl")}
+    assert {k: row.get("text") for k, row in rows.items()} == {"a0": "one", "a1": "two", "a2": None}
+    assert rows["a0"]["audio_filepath"] == "../tars/c.tar/a0.wav" and rows["a0"]["speaker_id"] == "s"
+    assert prepare("folder", tmp_path / "out", root=str(tar))["checked"] == 0
+    scores = [called("reward", path, "--reward", "reward_plugins:loudness") for path in (tmp_path / "in", tar)]
+    values = [[row.get("reward_plugins:loudness") for row in rows_of(made["scores"])] for made in scores]
+    assert values[0] == values[1] and None not in values[0][:3] and values[0][3] is None
+    tar.write_bytes(gzip.compress(tar.read_bytes()))
+    assert "compressed" in refused("reward", tar, "--reward", "reward_plugins:loudness")
 
 
 def test_files_with_one_stem_get_ids_of_their_own(tmp_path: Path) -> None:
