@@ -71,7 +71,7 @@ def recordings(args: argparse.Namespace) -> None:
     """Render labelled pairs."""
     from rlspeech.data.audio import AudioError, rms_dbfs, save_audio
     from rlspeech.data.degrade import Sources, degrade
-    from rlspeech.data.mixing import crop
+    from rlspeech.data.mixing import cut
     from rlspeech.tasks.aids.listener import quality, row_of
 
     speech, noises, rirs = read_list(args.speech), read_list(args.noise), read_list(args.rir)
@@ -83,7 +83,7 @@ def recordings(args: argparse.Namespace) -> None:
     with (out / ("manifest.jsonl" if parts == 1 else f"manifest-{part}.jsonl")).open("w") as manifest:
         for number in range(part, args.count, parts):
             rng = np.random.default_rng([args.seed, number])
-            clean = crop(speech[int(rng.integers(len(speech)))], int(rng.choice([2, 3, 3, 3, 3, 5]) * RATE), rng)
+            clean = cut(speech[int(rng.integers(len(speech)))], int(rng.choice([2, 3, 3, 3, 3, 5]) * RATE), rng)[0]
             sources = Sources(noises, [speech[int(i)] for i in rng.integers(len(speech), size=3)], rirs)
             try:
                 if rms_dbfs(clean) < -50:
@@ -578,7 +578,7 @@ def check(args: argparse.Namespace) -> None:
     from scipy.stats import spearmanr
 
     from rlspeech.data.degrade import ladders
-    from rlspeech.data.mixing import crop
+    from rlspeech.data.mixing import crop, cut
     from rlspeech.rewards.dnsmos import Dnsmos
     from rlspeech.rewards.intrusive import PesqWb, si_sdr
     from rlspeech.types import Sample
@@ -588,8 +588,8 @@ def check(args: argparse.Namespace) -> None:
 
     def clip(seconds: float) -> tuple[np.ndarray, np.ndarray]:
         while True:
-            clean = crop(speech[int(rng.integers(len(speech)))], int(seconds * RATE), rng)
-            noise = crop(noises[int(rng.integers(len(noises)))], len(clean), rng, loop=True)
+            clean = cut(speech[int(rng.integers(len(speech)))], int(seconds * RATE), rng)[0]
+            noise = crop(noises[int(rng.integers(len(noises)))], len(clean), rng)
             if np.std(clean) > 0.005 and np.std(noise) > 0.001:
                 return clean, noise
 

@@ -221,10 +221,10 @@ class DPO(Strict):
         "best_worst", "ranked: k-th best against k-th worst; random: of the same prompts any two, the control"
     )
     order: Literal["reward", "pareto"] = conf(
-        "reward", "pareto: by fronts that no other draw is better than in each reward"
+        "reward", "pareto: by Pareto fronts: whether another draw is better in one reward and worse in none"
     )
     margin: NonNegative = conf(1.0, "least distance in reward of a pair, in spreads of the reward inside prompts")
-    winner: Literal["sampled", "reference"] = conf("sampled", "reference: the prompt's own, for comparison")
+    winner: Literal["sampled", "reference"] = conf("sampled", "reference: the prompt's own recording or text")
     sft_weight: NonNegative = conf(
         0.0, "weight of the winners' negative log-likelihood, by token or element, beside it"
     )
