@@ -197,12 +197,8 @@ class Fit(NamedTuple):
     """Given outputs under a policy, (n,) float32 each."""
 
     logp: Tensor  # log-likelihood in nats, or the surrogate that the task's regression is, with gradient
-    reference: (
-        Tensor | None
-    )  # the same under the reference, from the same noise and times; None where it was not asked for
-    kl: (
-        Tensor | None
-    )  # KL to the reference, with gradient: of the Gaussians that were fitted, or k3 of the given tokens; None as above
+    reference: Tensor | None  # the same of the reference, at the same noise and times; None where it was not asked for
+    kl: Tensor | None  # to the reference, with gradient: of the fitted Gaussians, or k3 of the tokens; None as above
     size: Tensor  # tokens or elements that ``logp`` is a sum over
 
 

@@ -282,9 +282,8 @@ def open_audio(path: str | Path) -> Iterator[Reader]:
     """Open a file to read. Raises ``AudioError``: see ``regular_file``, or unreadable, then or while it is read."""
     file = regular_file(path)
     with TemporaryDirectory() if in_tar(file) else nullcontext() as folder:
-        if folder:
-            content = packed(file)
-            file = Path(folder, f"x{file.suffix}")
+        if folder:  # decoders and maps of memory take files alone
+            content, file = packed(file), Path(folder, f"x{file.suffix}")
             file.write_bytes(content)
         with closing(Reader(file)) as reader:
             yield reader

@@ -1,4 +1,4 @@
-"""WebDataset's tars: a file in an uncompressed tar has a path, ``x.tar/key.flac``, and is read where it stands."""
+"""WebDataset's tars: a file in an uncompressed tar has a path, ``x.tar/key.flac``, and is found by its place there."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TAR = ".tar"
 
 def in_tar(path: str | Path) -> tuple[str, int, int] | None:
     """The tar into which a path leads (x.tar/a.wav), where the file begins there, and its size in bytes; None for any other path."""
-    start, found, name = str(path).partition(".tar/")
+    start, found, name = str(path).partition(f"{TAR}/")
     with suppress(OSError, ValueError):
-        if found and (place := tar_members(start + ".tar").get(name)):
-            return start + ".tar", *place
+        if found and (place := tar_members(start + TAR).get(name)):
+            return start + TAR, *place
     return None
 
 

@@ -49,7 +49,9 @@ class SampleSet(Strict):
     explore: Exploration = Exploration()
     sampling: Sampling = Sampling()
     clip_s: NonNegative = conf(2.0, "length of a prompt; 0 keeps whole utterances (asr, tts)")
-    suppress: Literal["keep", "allow_empty", "none"] = conf("keep", "asr: as in rl")
+    suppress: Literal["keep", "allow_empty", "none"] = conf(
+        "keep", "asr: tokens that stay suppressed: all that the checkpoint names, all but the stop, or none"
+    )
     precision: Literal["auto", "fp32", "bf16"] = conf("fp32", "of language models; auto: bf16 where a GPU has it")
     batch: Count = conf(8, "prompts in one batch")
     seed: Whole = conf(0, SEED)

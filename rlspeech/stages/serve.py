@@ -29,6 +29,7 @@ import numpy as np
 from pydantic import Base64Bytes, BaseModel, Field
 
 from rlspeech import __version__, log
+from rlspeech.config import DEVICE
 from rlspeech.config_parts import Count, Positive, Strict, Workers, conf
 from rlspeech.data.audio import resample
 from rlspeech.files import object_of
@@ -53,7 +54,7 @@ class Serve(Strict):
     max_s: Positive = conf(1800.0, "most seconds of sound in a request, references included")
     timeout_s: Positive = conf(120.0, "give up a request after this long, its wait included")
     concurrency: Count = conf(32, "requests that are held at a time; further ones wait to be read")
-    device: str = conf("auto", "auto, cpu, cuda, cuda:1 or mps")
+    device: str = conf("auto", DEVICE)
     workers: Workers = conf(2, "processes for CPU metrics")
 
 

@@ -85,7 +85,7 @@ class Regression(NamedTuple):
 
     predict: Callable[[Any], Tensor]  # a model's noiseless predictions
     output: Tensor
-    prompt: Tensor  # what has the RMS that is the unit
+    level: Tensor  # whose RMS is the unit
     real: Tensor  # (n, L) bool
 
 
@@ -134,7 +134,7 @@ class GaussianPolicy:
         raise NotImplementedError
 
     def fit(self, prompts: list[Clip], samples: list[Sample], *, seed: int, reference: bool = True) -> Fit:
-        """-|prediction - output|^2 / (2 sigma^2), sigma = ``SPREAD`` x RMS of ``Regression.prompt``; see ``types.FittingPolicy``."""
+        """-|prediction - output|^2 / (2 sigma^2), sigma = ``SPREAD`` x RMS of ``Regression.level``; see ``types.FittingPolicy``."""
         clips, rows = distinct(prompts)
         cut = [(c, c.noisy.shape[-1], s.wav) for c, s in zip(prompts, samples, strict=True)]
         outputs = [replace(c, target=np.pad(wav[:n], (0, max(0, n - len(wav))))) for c, n, wav in cut]
@@ -144,7 +144,7 @@ class GaussianPolicy:
             return x.square().reshape(*x.shape[:2], -1).sum(2).masked_fill(~found.real, 0.0).sum(1)
 
         size = found.real.sum(1) * found.output[0, 0].numel()
-        unit = 2 * SPREAD**2 * (per_row(found.prompt) / size.clamp_min(1)).clamp_min(QUIET**2)
+        unit = 2 * SPREAD**2 * (per_row(found.level) / size.clamp_min(1)).clamp_min(QUIET**2)
         here, there, kl = found.predict(self.model), None, None
         if reference:
             with torch.no_grad(), self.adapted.reference() as model:
@@ -221,8 +221,9 @@ class RelaxedGaussian(GaussianPolicy):
 
 def distinct(prompts: Sequence[Clip]) -> tuple[list[Clip], Tensor]:
     """The different ones of n prompts, and which of them (n,) each is."""
-    places = {id(c): i for i, c in enumerate({id(c): c for c in prompts}.values())}
-    return list({id(c): c for c in prompts}.values()), torch.tensor([places[id(c)] for c in prompts])
+    found = {id(c): c for c in prompts}
+    places = {key: place for place, key in enumerate(found)}
+    return list(found.values()), torch.tensor([places[id(c)] for c in prompts])
 
 
 def normal(count: int, seed: int) -> Tensor:
