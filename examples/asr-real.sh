@@ -66,5 +66,5 @@ tune long-d123 d123 0 --set steps="$more" --set valid_every=60 --set save_every=
 tune sft-long d123 0 --set policy_weight=0 --set supervised_weight=1 --set steps="$more" --set valid_every=60 --set save_every=60
 models+=(--model "long=$out/long-d123" --model "sftlong=$out/sft-long" --model "r1=$out/r1-d123" --model "r12=$out/r12-d123" --model "d0=$out/r123-d0" --model "sft-d0=$out/sft-d0")
 rlspeech eval --task asr --data "$out/test/all" "${models[@]}" --baseline base --out "$out/eval" "${eval_few[@]}"
-for against in base sft sftlong; do python "$here/asr_seeds.py" "$out/eval" --baseline "$against"; done
+for against in base sft sftlong; do python "$here/seeds.py" "$out/eval" --baseline "$against"; done
 echo "the report is $out/eval/report.html"

@@ -119,5 +119,6 @@ done
 finish
 if [ "$long" != 0 ]; then listen eval-long --model "long-0=$out/long-0" --set anchors=false; finish; evals+=("$out/eval-long"); fi
 against=(); for name in base base-best8 $arms; do against+=(--baseline "$name"); done
-python "$here/tts_seeds.py" "${evals[@]}" --data "$sets/test/test.jsonl" "${against[@]}" | tee "$out/table.md"
+shown=(); for m in wer cer speaker_similarity dnsmos_ovrl tts_duration_drift tts_pitch_std tts_stopped; do shown+=(--metric "$m"); done
+python "$here/seeds.py" "${evals[@]}" --data "$sets/test/test.jsonl" "${shown[@]}" "${against[@]}" | tee "$out/table.md"
 echo "the report is $out/eval/report.html"

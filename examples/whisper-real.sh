@@ -80,7 +80,7 @@ for arm in "${plain[@]}"; do
   systems+=(--system "plain-${arm%%=*}=$out/plain/${arm%%=*}.jsonl")
 done
 rlspeech eval --task asr --data "$out/test/all" "${models[@]}" "${systems[@]}" --baseline base --out "$out/eval"
-table() { python "$here/asr_seeds.py" "$out/eval" --data "$out/test/all/manifest.jsonl" --baseline base "$@"; }
+table() { python "$here/seeds.py" "$out/eval" --data "$out/test/all/manifest.jsonl" --baseline base "$@"; }
 table --condition clean
 table --condition noisy
 table --condition noisy --condition long

@@ -113,7 +113,10 @@ def test_synthesis_is_made_and_tuned_on_real_recordings(tmp_path: Path) -> None:
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize("script", ["train-embedded-flowse", "flowse-grpo-real", "train-embedded-avse", "avse-real"])
+@pytest.mark.parametrize(
+    "script",
+    ["train-embedded-flowse", "flowse-grpo-real", "flowse-algorithms-real", "train-embedded-avse", "avse-real"],
+)
 def test_scripts_on_real_recordings(script: str, tmp_path: Path) -> None:
     run(f"{script}.sh", tmp_path, OUT="out", CLEAN="cmu_arctic")
     assert "input" in systems(tmp_path / "out")
