@@ -70,7 +70,7 @@ done
 if [[ " $arms " == *" grpo "* ]]; then # the mean of GRPO's seeds, and half as far beyond it
   grpo=(); for seed in $seeds; do grpo+=("$out/grpo-$seed/checkpoints/$(cat "$out/grpo-$seed/checkpoints/latest")"); done
   for step in 1 1.5; do
-    python "$here/whisper_real.py" mean "$model" "${grpo[@]}" --step "$step" --out "$out/mean${step/./}"
+    rlspeech convert average "${grpo[@]}" --step "$step" --out "$out/mean${step/./}"
     models+=(--model "mean${step/./}=$out/mean${step/./}")
   done
 fi

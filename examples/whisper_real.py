@@ -1,8 +1,7 @@
-"""Rows for whisper-real.sh out of a corpus' manifest, plain ``transformers.generate`` on a checkpoint that it tuned, and a mean of several.
+"""Rows for whisper-real.sh out of a corpus' manifest, and plain ``transformers.generate`` on a checkpoint that it tuned.
 
 python examples/whisper_real.py rows DATA --part test --out runs/whisper/test.jsonl --count 50
 python examples/whisper_real.py generate runs/whisper/grpo-0/checkpoints/latest runs/whisper/test/all --out plain.jsonl
-python examples/whisper_real.py mean START CHECKPOINT CHECKPOINT --step 1.5 --out mean
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 import zlib
 from collections import defaultdict
 from pathlib import Path
@@ -57,35 +55,17 @@ def generate(checkpoint: Path, manifest: Path, batch: int = 8) -> list[dict[str,
     return made
 
 
-def mean(start: Path, checkpoints: list[Path], step: float, out: Path) -> None:
-    """Write a checkpoint whose weights are ``start`` and ``step`` times the mean of what each of ``checkpoints`` adds to it."""
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(checkpoints[0], out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("state.*"))
-    first, *others = (load_file(c / "model.safetensors") for c in (start, *checkpoints))
-    made = {}
-    for name, tuned in others[0].items():
-        whole = sum(other[name].float() for other in others) / len(others)
-        old = first.get(name, tuned).float()
-        made[name] = (old + step * (whole - old)).to(tuned.dtype).contiguous()
-    save_file(made, out / "model.safetensors", metadata={"format": "pt"})
-
-
 def main() -> None:
     """Write what is asked for as JSONL."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["rows", "generate", "mean"])
+    parser.add_argument("what", choices=["rows", "generate"])
     parser.add_argument("source", type=Path, help="folder with manifest.jsonl, or a checkpoint")
-    parser.add_argument("others", type=Path, nargs="*", metavar="MANIFEST or CHECKPOINT")
+    parser.add_argument("others", type=Path, nargs="*", metavar="MANIFEST")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--part", choices=["train", "test"], default="train")
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--step", type=float, default=1.0)
     args = parser.parse_args()
-    if args.what == "mean":
-        mean(args.source, args.others, args.step, args.out)
-        return
     if args.what == "rows":
         made = rows(args.source, args.part, args.count, args.seed)
     else:

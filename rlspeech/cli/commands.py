@@ -439,3 +439,17 @@ def ct2(
 ) -> None:
     """Convert a Whisper of faster-whisper (CTranslate2; fp32, fp16, bf16, int8) for transformers."""
     call("stages.convert:ct2", shared, source, out or place)
+
+
+@command(convert, "rlspeech convert average runs/seed0 runs/seed1 runs/seed2 --step 1.5 --out runs/mean")
+def average(
+    sources: Annotated[
+        list[str], Argument(metavar="RUN", help="Run folders or checkpoints that started from one model.")
+    ],
+    out: Annotated[str, Option(metavar="OUT", help="Folder to write; an existing one is refused.")],
+    step: Annotated[float, Option(help="How far to go from the base: 1 is the mean, 1.5 half as far beyond it.")] = 1.0,
+    base: Annotated[str | None, Option(metavar="NAME", help="What they started from (default: as they say).")] = None,
+    **shared: Any,
+) -> None:
+    """Average the weights of several runs into one checkpoint."""
+    call("stages.convert:average", shared, sources, out, step=step, base=base)

@@ -8,6 +8,7 @@
     rlspeech convert lora runs/asr-adapter --to merged merged             # the way back
     rlspeech convert hub runs/asr --push user/name                        # weights and model card to the Hugging Face Hub
     rlspeech convert ct2 faster-whisper-tiny.en whisper-tiny.en           # a Whisper of faster-whisper, for transformers
+    rlspeech convert average runs/seed0 runs/seed1 --step 1.5 --out mean  # the runs' mean weights, half as far again from their start
 
 Outputs are written whole or not at all, and existing files are never overwritten. A run with LoRA keeps its checkpoints merged, with the
 adapter in ``adapter/``, whose names are those of this project's wrapper around a language model; what is written here has the names of
@@ -17,20 +18,21 @@ the transformers model itself, which is what peft takes elsewhere.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rlspeech import log
 from rlspeech.files import read_object
-from rlspeech.models.card import HUB_ID, Card, write_card
-from rlspeech.models.hub import KINDS, hub_client, resolve, task_of
+from rlspeech.models.card import HUB_ID, Card, short, write_card
+from rlspeech.models.hub import KINDS, card_of, hub_client, resolve, task_of
 from rlspeech.names import refuse_pointers
 from rlspeech.types import UserError
 
@@ -41,6 +43,8 @@ PUBLISHED = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model", ".md
 ABSOLUTE = re.compile(r"(?<![\w/:.])(?:/[^/\s\"'`<>|,;()\[\]]+){2,}")  # a path; what stands behind an address is none
 # tasks whose model holds a transformers model under the name ``net``
 WRAPPED = frozenset(task for task, kind in KINDS.items() if kind.tuned and not kind.model_type)
+# of a config: what two checkpoints of one architecture may differ in
+INCIDENTAL = frozenset({"facts", "dtype", "torch_dtype", "transformers_version", "_name_or_path"})
 DRIFT = 2e-3  # of the largest weight: a half-precision copy is nearer than that
 
 
@@ -210,10 +214,13 @@ def merge_lora(source: str, to: str, out: str | None, *, device: str = "cpu") ->
 def _copy(checkpoint: Path, place: Path) -> dict[str, Any]:
     """Copy the model of a checkpoint, which is merged already, without its adapter and trainer state."""
     facts = _facts(checkpoint)
-    for path in checkpoint.iterdir():
-        if path.is_file() and path.name not in STATE:
-            shutil.copyfile(path, place / path.name)
+    for path in _model_files(checkpoint):
+        shutil.copyfile(path, place / path.name)
     return facts
+
+
+def _model_files(checkpoint: Path) -> list[Path]:
+    return [path for path in sorted(checkpoint.iterdir()) if path.is_file() and path.name not in STATE]
 
 
 def _facts(checkpoint: Path) -> dict[str, Any]:
@@ -396,3 +403,110 @@ def _merge(folder: Path, place: Path, device: str) -> dict[str, Any]:
         raise UserError(f"{folder} does not fit {base}", why, "the model that it was trained on") from error
     task.save(place, model, facts=about.get("facts", {}))
     return {"task": about["task"], "base": about["base"], "parameters": sum(t.numel() for t in tensors.values())}
+
+
+# -------------------------------------------------------------------------------------------------------------- average
+
+
+def average(sources: Sequence[str], out: str | None, *, step: float = 1.0, base: str | None = None) -> dict[str, Any]:
+    """Write a checkpoint of the weights ``base + step * (mean of sources - base)``; returns task, parts, base and size.
+
+    Step 1 is the mean (model soups, Wortsman et al. 2022, arXiv 2203.05482), 0 the base, and more goes on in the direction in which
+    the mean has left it (task vectors, Ilharco et al. 2023, arXiv 2212.04089). Computed in fp64, stored in the first source's types.
+
+    Args:
+        sources: run folders or checkpoints of one architecture, which started from one model.
+        out: folder to write.
+        base: where they started; None: what they themselves say. Weights of different starts have no mean that is a model.
+
+    Raises:
+        UserError: no checkpoint, another task, architecture or start, a step that is not finite, a folder that exists.
+    """
+    if not math.isfinite(step):
+        raise UserError(f"--step {step} is no number of steps", "", "--step 1.5")
+    folders = [resolve(source) for source in sources]
+    task, start = _same_start(folders, base)
+    with new_place(out) as (place, final), tempfile.TemporaryDirectory(dir=final.parent) as scratch:
+        if step != 1:  # loaded and saved, its weights have the names of what was tuned, wherever they come from
+            from rlspeech.tasks import get_task
+
+            get_task(task).save(Path(scratch), get_task(task).load(start)[0], facts={})
+        parameters, old = 0, [Path(scratch)] if step != 1 else []
+        for path in _model_files(folders[0]):
+            if path.suffix == ".safetensors":
+                parameters += _mean(path.name, folders, old, step, place)
+            else:
+                shutil.copyfile(path, place / path.name)
+        about, facts = _about(place), [_about(folder).get("facts") or {} for folder in folders]
+        same = {
+            k: v for k, v in facts[0].items() if k not in ("rl", "validation") and all(f.get(k) == v for f in facts)
+        }
+        row = {"stage": "convert", "parts": [str(folder) for folder in folders], "base": start, "step": step}
+        file = place / (ABOUT if (place / ABOUT).is_file() else "config.json")
+        file.write_text(json.dumps({**about, "facts": same | row}, indent=2, default=str) + "\n", encoding="utf-8")
+        printed = row | {"parts": [short(part) for part in row["parts"]], "base": short(start)}
+        says = [f"Its weights are {step:g} times as far from the base as the mean of the parts."]
+        write_card(place, card_of(task, parameters, about.get("sample_rate"), details=says), same | printed)
+    log.say(
+        f"{final}: the mean of {len(folders)}, {step:g} times as far from {start}, {parameters / 1e6:.2f} M parameters"
+    )
+    log.say(f"next: {KINDS[task].use.format(final)}")
+    return {"out": str(final), "task": task, **row, "parameters": parameters}
+
+
+def _same_start(folders: Sequence[Path], base: str | None) -> tuple[str, str]:
+    """The task of checkpoints and the model that they started from, or ``base``. Raises ``UserError``: they differ."""
+    tasks, starts = [task_of(folder) for folder in folders], list[str]()
+    files = (ABOUT, "config.json")
+    configs = [[read_object(folder / file) for file in files] for folder in folders]
+    for folder, task, config in zip(folders, tasks, configs, strict=True):
+        if task is None or task != tasks[0]:
+            why = f"{folders[0]} is one of {tasks[0]}" if task else "no file in it says so"
+            raise UserError(f"{folder} is no checkpoint of {tasks[0] or 'rlspeech'}", why, "checkpoints of one task")
+        facts = _about(folder).get("facts") or {}
+        # of a run that started from nothing, its own checkpoints
+        starts.append(str((facts.get("rl") or {}).get("from") or facts.get("base") or folder.parent))
+        for file, first, other in zip(files, configs[0], config, strict=True):
+            keys = (set(first) | set(other)) - INCIDENTAL
+            if differ := sorted(k for k in keys if first.get(k) != other.get(k)):
+                what = f"{folder} is of another architecture than {folders[0]}"
+                raise UserError(
+                    what, f"their {file} differ in {', '.join(differ)}", "checkpoints that started from one model"
+                )
+    if base is None and len(set(starts)) > 1:
+        why = "they say: " + ", ".join(f"{f}: {s}" for f, s in zip(folders, starts, strict=True))
+        raise UserError(
+            "the checkpoints did not start from one model", why, "--base NAME, if these are one and the same"
+        )
+    return str(tasks[0]), base or starts[0]
+
+
+def _mean(file: str, folders: Sequence[Path], old: Sequence[Path], step: float, place: Path) -> int:
+    """Write one file of weights; returns how many numbers are in it. Raises ``UserError``: the files do not fit together."""
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import save_file
+
+    made = {}
+    try:
+        with ExitStack() as stack:
+            opened = [stack.enter_context(safe_open(folder / file, "pt")) for folder in [*folders, *old]]
+            for name in opened[0].keys():
+                first, *others = (weights.get_tensor(name) for weights in opened)
+                if any(other.shape != first.shape for other in others):
+                    raise ValueError(f"{name} has different shapes")
+                if first.is_floating_point():
+                    parts = [t.double() for t in (first, *others)]
+                    start = parts.pop() if old else parts[0]
+                    mean = sum(parts[1:], parts[0]) / len(parts)
+                    first = (start + step * (mean - start) if old else mean).to(first.dtype)
+                made[name] = first.contiguous()
+            if more := [name for weights in opened[1:] for name in weights.keys() if name not in made]:
+                raise ValueError(f"{more[0]} is not in {folders[0]}")
+    except (OSError, SafetensorError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(
+            f"the weights in {file} have no mean", why, "checkpoints that started from one model"
+        ) from error
+    save_file(made, place / file, metadata={"format": "pt"})
+    (place / file).chmod(0o644)
+    return sum(t.numel() for t in made.values())

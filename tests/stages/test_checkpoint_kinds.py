@@ -16,7 +16,7 @@ from rlspeech.models.hub import KINDS as CHECKPOINTS
 from rlspeech.models.hub import task_of
 from rlspeech.stages import convert
 
-KINDS = ("run", "checkpoint", "merged", "hub", "base")
+KINDS = ("run", "checkpoint", "merged", "average", "hub", "base")
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,11 @@ def snapshot(folder: Path, out: Path) -> Path:
 def place(kind: str, run: Run, tmp_path: Path) -> Path:
     checkpoint = run.folder / "checkpoints" / "step_000003"
     if kind == "merged":
-        convert.merge_lora(str(run.folder), "merged", str(tmp_path / "merged"))
-        return tmp_path / "merged"
+        convert.merge_lora(str(run.folder), "merged", str(tmp_path / kind))
+    if kind == "average":
+        convert.average([str(run.folder), str(checkpoint)], str(tmp_path / kind))
+    if kind in ("merged", "average"):
+        return tmp_path / kind
     return {"run": run.folder, "checkpoint": checkpoint, "base": run.base}.get(kind) or snapshot(
         checkpoint, tmp_path / "cache"
     )

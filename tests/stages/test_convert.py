@@ -15,7 +15,7 @@ import pytest
 import soundfile as sf
 import torch
 from avse4_layout import random_weights
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_cli import called, refused, rows_of
 from tiny_tuned import TASKS, Run, answer, language, tuned
 
@@ -234,3 +234,64 @@ def test_what_cannot_be_converted(runs: dict[str, Run], tmp_path: Path) -> None:
         with pytest.raises(UserError, match=why):
             convert.merge_lora(str(tmp_path / "adapter"), "merged", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+# -- averages
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{p.name}:{k}": v for p in folder.glob("*.safetensors") if p.stem != "state" for k, v in load_file(p).items()
+    }
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    same = [one[k].dtype == other[k].dtype and torch.equal(one[k], other[k]) for k in one]
+    return set(one) == set(other) and all(same)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.slow
+def test_the_mean_of_runs_and_steps_along_it(task: str, runs: dict[str, Run], tmp_path: Path) -> None:
+    run, work = runs[task], get_task(task)
+    one, start, half = run.folder / "checkpoints" / "step_000003", tmp_path / "start", tmp_path / "half"
+    work.save(start, work.load(str(run.base))[0], facts={})
+    shutil.copytree(one, half, ignore=shutil.ignore_patterns("state*", "adapter"))
+    save_file({k: v.half() for k, v in load_file(one / "model.safetensors").items()}, half / "model.safetensors")
+    made = {}
+    for name, parts, step in (
+        *(("1", [run.folder], 1), ("3", [one, one, run.folder], 1), ("0", [one, one], 0), ("2", [one], 2)),
+        *(("mid", [one, start, "--base", run.base], 1), ("fp16", [half, half], 1), ("near", [one], 0.5)),
+    ):
+        summary = called("convert", "average", *parts, "--step", step, "--out", tmp_path / name)
+        made[name] = weights_of(tmp_path / name)
+    assert summary["base"] == str(run.base) and summary["parts"] == [str(one)] and summary["task"] == task
+    whole, old = weights_of(one), weights_of(start)
+    assert not equal(whole, old) and equal(made["1"], whole) and equal(made["3"], whole) and equal(made["0"], old)
+    assert equal(made["mid"], made["near"]) and equal(made["fp16"], weights_of(half))
+    for name, two in made["2"].items():
+        torch.testing.assert_close(two, 2 * whole[name] - old[name])
+    assert near(answer(task, work.load(str(tmp_path / "3"))[0]), run.answer) < 1e-5
+    card = (tmp_path / "near" / "README.md").read_text()
+    assert "000003" in card and "0.5 times" in card and not (tmp_path / "near" / "state.json").exists()
+
+
+@pytest.mark.slow
+def test_checkpoints_without_a_mean(runs: dict[str, Run], tmp_path: Path) -> None:
+    flow, out = runs["flowse"], tmp_path / "out"
+    copy, other = (tmp_path / name for name in ("copy", "other"))
+    for folder in (copy, other):
+        shutil.copytree(flow.folder / "checkpoints" / "step_000003", folder)
+    config = json.loads((copy / "config.json").read_text())
+    config["facts"]["rl"]["from"] = "elsewhere"
+    (copy / "config.json").write_text(json.dumps(config))
+    (other / "config.json").write_text(json.dumps(config | {"model": config["model"] | {"sigma_max": 0.9}}))
+    for wrong, why in (
+        *(([runs["avse"].folder], "avse"), ([copy], "--base"), ([other], "model"), ([tmp_path / "none"], "none")),
+        ([flow.folder, "--step", "nan"], "nan"),
+    ):
+        assert why in refused("convert", "average", flow.folder, *wrong, "--out", out) and not out.exists()
+    assert "elsewhere" in refused("convert", "average", copy, "--step", "0.5", "--out", out) and not out.exists()
+    save_file({"x": torch.zeros(1)}, copy / "model.safetensors")
+    assert "model.safetensors" in refused("convert", "average", flow.folder, copy, "--base", flow.base, "--out", out)
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
