@@ -85,7 +85,7 @@ def front_matter(card: Card, facts: Mapping[str, Any]) -> str:
     algo = [str(rl["algo"])] if NAME.fullmatch(str(rl.get("algo", "")).replace("+", "-")) else []
     tuned = ["reinforcement-learning", *algo] if rl and rl.get("policy_weight", 1) else []
     values = {k: m for k, m in _metrics(rl).items() if k != "reward" and NAME.fullmatch(k)}
-    where = printable(short(rl.get("valid") or rl.get("data") or "embedded corpus"))[:120]
+    where = printable(_short(rl.get("valid") or rl.get("data") or "embedded corpus"))[:120]
     kind = re.sub(r"[^\w.\-]+", "-", Path(where).stem).strip("-")[:60] or "speech"
     results = [
         EvalResult(
@@ -127,26 +127,26 @@ def _what(card: Card, facts: Mapping[str, Any], rl: Mapping[str, Any]) -> str:
 
 
 def _tuning(rl: Mapping[str, Any]) -> str:
-    return f"{md(rl.get('algo'))}, {_steps(rl.get('step'))}, starting from {md(short(rl.get('from')))}"
+    return f"{md(rl.get('algo'))}, {_steps(rl.get('step'))}, starting from {md(_short(rl.get('from')))}"
 
 
 def _steps(count: Any) -> str:
     return "1 step" if count == 1 else f"{md(count)} steps"
 
 
-def short(path: Any) -> str:
+def _short(path: Any) -> str:
     """The end of an absolute path; what lies before it does not belong on a card."""
     text = str(path)
     return "/".join(Path(text).parts[-2:]) if Path(text).is_absolute() else text
 
 
 def _data(facts: Mapping[str, Any], rl: Mapping[str, Any]) -> list[str]:
-    lines = _facts({k: short(v) if k == "data" else v for k, v in facts.items() if k not in ASIDE})
+    lines = _facts({k: _short(v) if k == "data" else v for k, v in facts.items() if k not in ASIDE})
     if rl:
         origin = {
-            "data of the reinforcement": short(rl.get("data") or "the embedded corpus"),
+            "data of the reinforcement": _short(rl.get("data") or "the embedded corpus"),
             "prompts to draw from": rl.get("rows"),
-            "held out": short(rl.get("valid") or "held back from the data"),
+            "held out": _short(rl.get("valid") or "held back from the data"),
             "settings of the reinforcement": {k: rl[k] for k in SETTINGS if rl.get(k) is not None},
         }
         lines += _facts(origin)

@@ -31,7 +31,7 @@ from typing import Any
 
 from rlspeech import log
 from rlspeech.files import read_object
-from rlspeech.models.card import HUB_ID, Card, short, write_card
+from rlspeech.models.card import HUB_ID, Card, write_card
 from rlspeech.models.hub import KINDS, card_of, hub_client, resolve, task_of
 from rlspeech.names import refuse_pointers
 from rlspeech.types import UserError
@@ -45,6 +45,7 @@ ABSOLUTE = re.compile(r"(?<![\w/:.])(?:/[^/\s\"'`<>|,;()\[\]]+){2,}")  # a path;
 WRAPPED = frozenset(task for task, kind in KINDS.items() if kind.tuned and not kind.model_type)
 # of a config: what two checkpoints of one architecture may differ in
 INCIDENTAL = frozenset({"facts", "dtype", "torch_dtype", "transformers_version", "_name_or_path"})
+OWN_FACTS = frozenset({"rl", "validation"})  # facts of one run
 DRIFT = 2e-3  # of the largest weight: a half-precision copy is nearer than that
 
 
@@ -225,8 +226,7 @@ def _model_files(checkpoint: Path) -> list[Path]:
 
 def _facts(checkpoint: Path) -> dict[str, Any]:
     """Task, base and size of a checkpoint with an adapter. Raises ``UserError``: it has none."""
-    task, about = task_of(checkpoint), _about(checkpoint)
-    rl = about.get("facts", {}).get("rl") if isinstance(about.get("facts"), dict) else None
+    task, rl = task_of(checkpoint), _noted(checkpoint).get("rl")
     if task is None or not isinstance(rl, dict):
         why, try_this = "only its runs have adapters", "a run folder of `rlspeech rl`"
         raise UserError(f"{checkpoint} was not tuned by rlspeech rl", why, try_this)
@@ -281,6 +281,11 @@ def _exported(folder: Path) -> bool:
 
 def _about(folder: Path) -> dict[str, Any]:
     return read_object(folder / ABOUT) or read_object(folder / "config.json")
+
+
+def _noted(folder: Path) -> dict[str, Any]:
+    facts = _about(folder).get("facts")
+    return facts if isinstance(facts, dict) else {}
 
 
 def _read_adapter(folder: Path) -> dict[str, Any]:
@@ -437,19 +442,16 @@ def average(sources: Sequence[str], out: str | None, *, step: float = 1.0, base:
                 parameters += _mean(path.name, folders, old, step, place)
             else:
                 shutil.copyfile(path, place / path.name)
-        about, facts = _about(place), [_about(folder).get("facts") or {} for folder in folders]
-        same = {
-            k: v for k, v in facts[0].items() if k not in ("rl", "validation") and all(f.get(k) == v for f in facts)
-        }
+        about, facts = _about(place), [_noted(folder) for folder in folders]
+        same = {k: v for k, v in facts[0].items() if k not in OWN_FACTS and all(f.get(k) == v for f in facts)}
         row = {"stage": "convert", "parts": [str(folder) for folder in folders], "base": start, "step": step}
         file = place / (ABOUT if (place / ABOUT).is_file() else "config.json")
         file.write_text(json.dumps({**about, "facts": same | row}, indent=2, default=str) + "\n", encoding="utf-8")
-        printed = row | {"parts": [short(part) for part in row["parts"]], "base": short(start)}
+        *parts, origin = ("/".join(Path(name).parts[-3:]) for name in (*row["parts"], start))  # RUN/checkpoints/STEP
         says = [f"Its weights are {step:g} times as far from the base as the mean of the parts."]
-        write_card(place, card_of(task, parameters, about.get("sample_rate"), details=says), same | printed)
-    log.say(
-        f"{final}: the mean of {len(folders)}, {step:g} times as far from {start}, {parameters / 1e6:.2f} M parameters"
-    )
+        card = card_of(task, parameters, about.get("sample_rate"), details=says)
+        write_card(place, card, same | row | {"parts": parts, "base": origin})
+    log.say(f"{final}: the mean of {len(folders)}, {step:g} times as far from {start}")
     log.say(f"next: {KINDS[task].use.format(final)}")
     return {"out": str(final), "task": task, **row, "parameters": parameters}
 
@@ -463,21 +465,18 @@ def _same_start(folders: Sequence[Path], base: str | None) -> tuple[str, str]:
         if task is None or task != tasks[0]:
             why = f"{folders[0]} is one of {tasks[0]}" if task else "no file in it says so"
             raise UserError(f"{folder} is no checkpoint of {tasks[0] or 'rlspeech'}", why, "checkpoints of one task")
-        facts = _about(folder).get("facts") or {}
+        facts = _noted(folder)
+        rl = facts.get("rl") if isinstance(facts.get("rl"), dict) else {}
         # of a run that started from nothing, its own checkpoints
-        starts.append(str((facts.get("rl") or {}).get("from") or facts.get("base") or folder.parent))
+        starts.append(str(rl.get("from") or facts.get("base") or folder.parent))
         for file, first, other in zip(files, configs[0], config, strict=True):
             keys = (set(first) | set(other)) - INCIDENTAL
             if differ := sorted(k for k in keys if first.get(k) != other.get(k)):
-                what = f"{folder} is of another architecture than {folders[0]}"
-                raise UserError(
-                    what, f"their {file} differ in {', '.join(differ)}", "checkpoints that started from one model"
-                )
+                what, why = f"{folder} is of another architecture than {folders[0]}", f"{file}: {', '.join(differ)}"
+                raise UserError(what, why, "checkpoints that started from one model")
     if base is None and len(set(starts)) > 1:
         why = "they say: " + ", ".join(f"{f}: {s}" for f, s in zip(folders, starts, strict=True))
-        raise UserError(
-            "the checkpoints did not start from one model", why, "--base NAME, if these are one and the same"
-        )
+        raise UserError("the checkpoints did not start from one model", why, "--base NAME, if these are copies of it")
     return str(tasks[0]), base or starts[0]
 
 
@@ -504,9 +503,7 @@ def _mean(file: str, folders: Sequence[Path], old: Sequence[Path], step: float, 
                 raise ValueError(f"{more[0]} is not in {folders[0]}")
     except (OSError, SafetensorError, ValueError) as error:
         why = str(error).splitlines()[0]
-        raise UserError(
-            f"the weights in {file} have no mean", why, "checkpoints that started from one model"
-        ) from error
+        raise UserError(f"{file}: the weights have no mean", why, "checkpoints that started from one model") from error
     save_file(made, place / file, metadata={"format": "pt"})
     (place / file).chmod(0o644)
     return sum(t.numel() for t in made.values())
