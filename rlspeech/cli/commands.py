@@ -11,7 +11,7 @@ from typer import Argument, Exit, Option, Typer
 
 from rlspeech import log
 from rlspeech.cli import common
-from rlspeech.cli.common import LAYERS, STAGE, Group, Texts, call, command, load, stage
+from rlspeech.cli.common import LAYERS, PARTS, STAGE, Group, Texts, call, command, load, stage
 from rlspeech.plugins import SCHEMAS
 from rlspeech.types import UserError
 
@@ -105,7 +105,7 @@ def rl(
     stage("config:RL", "stages.probe:run" if probe else "stages.rl:run", locals(), without=["probe"])
 
 
-@command(app, "rlspeech reward enhanced/ --target clean/ --reward dnsmos --reward pesq --reward estoi", *STAGE, "shard")
+@command(app, "rlspeech reward enhanced/ --target clean/ --reward dnsmos --reward pesq --reward estoi", *STAGE, *PARTS)
 def reward(
     paths: Annotated[list[str], Argument(metavar="PATH", help="Folder, audio, manifest or texts, .tar; - for stdin.")],
     rewards: Annotated[Texts, _metric("--reward")] = None,
@@ -138,7 +138,7 @@ def serve(
     stage("stages.serve:Serve", "stages.serve:run", locals())
 
 
-@command(app, "rlspeech eval --model base=runs/base --model rl=runs/rl --baseline base", *STAGE, "shard", name="eval")
+@command(app, "rlspeech eval --model base=runs/base --model rl=runs/rl --baseline base", *STAGE, *PARTS, name="eval")
 def evaluate(
     task: Task = None,
     data: str | None = None,
@@ -197,7 +197,7 @@ def report(
     call("stages.report:run", shared, runs, out=out, players=players)
 
 
-@command(app, "rlspeech enhance noisy.wav more/ --model runs/rl --out enhanced", *STAGE, "shard")
+@command(app, "rlspeech enhance noisy.wav more/ --model runs/rl --out enhanced", *STAGE, *PARTS)
 def enhance(
     inputs: Annotated[list[str], Argument(metavar="PATH", help="Audio, video, folder, manifest, .tar; - for stdin.")],
     task: Task = None,
@@ -213,7 +213,7 @@ def enhance(
     stage("stages.enhance:Enhance", "stages.enhance:run", options)
 
 
-@command(app, "rlspeech transcribe talk.wav && rlspeech transcribe talks/ --out texts.jsonl", *PLACED, "shard")
+@command(app, "rlspeech transcribe talk.wav && rlspeech transcribe talks/ --out texts.jsonl", *PLACED, *PARTS)
 def transcribe(
     inputs: Annotated[list[str], Argument(metavar="PATH", help="Audio, folder, manifest, .tar; - for stdin.")],
     model: str | None = None,

@@ -26,9 +26,11 @@ from rlspeech.types import UserError
 CLOSED = 141  # as the shell says of a program that wrote into a pipe without a reader
 _LAYERS = "Settings (preset < config < flags < set)"
 _OUTPUT = "Output"
+_PARTS = "Parts"
 
 LAYERS = ("preset", "config", "sets")
 STAGE = (*LAYERS, "out", "seed", "device")
+PARTS = ("shard", "engine", "shards", "ray_address")  # of commands that work in shards
 SWITCHES = ("json_mode", "quiet", "debug")
 _TYPES = ("int", "float", "str", "bool", "null")
 Names = list[tuple[str, str]]  # what is offered, with a word of help
@@ -135,7 +137,12 @@ SHARED: dict[str, tuple[Any, Any]] = {
         Texts, "--set", _LAYERS, "Any setting: explore.noise=0.2 (rlspeech presets keys).", "KEY=VALUE", offer_settings
     ),
     "out": _shared(str | None, "--out", _OUTPUT, "Folder for the results.", "FOLDER"),
-    "shard": _shared(str | None, "--shard", _OUTPUT, None, "I/N"),
+    "shard": _shared(str | None, "--shard", _PARTS, None, "I/N"),
+    "engine": _shared(str | None, "--engine", _PARTS, "ray: do all parts on a Ray cluster, and join them.", "ray"),
+    "shards": _shared(int | None, "--shards", _PARTS, "Parts that --engine makes; none: as many as it does at once."),
+    "ray_address": _shared(
+        str | None, "--ray-address", _PARTS, "The cluster; none: RAY_ADDRESS, or this machine alone.", "HOST:PORT"
+    ),
     "seed": _shared(int | None, "--seed", None, "Random seed; the same seed gives the same result."),
     "workers": _shared(int | None, "--workers", None, "Worker processes; none: one a core; 0: none besides this one."),
     "device": _shared(str | None, "--device", None, "auto, cpu, cuda, cuda:1 or mps.", None, offer_devices),
@@ -205,7 +212,8 @@ def stage(
     """
     shared: Mapping[str, Any] = options["shared"]
     own = {key: value for key, value in options.items() if key not in ("shared", *without)}
-    flags = own | {key: value for key, value in shared.items() if key not in (*LAYERS, *SWITCHES)}
+    flags = own | {key: value for key, value in shared.items() if key not in (*LAYERS, *SWITCHES, *PARTS[1:])}
+    engine = shared.get("engine")
 
     def work() -> dict[str, Any]:
         from rlspeech.settings import resolve
@@ -216,12 +224,16 @@ def stage(
         present(config)
         with log.waiting("loading"):
             function = load(run)
-        if getattr(config, "shard", None):
+        if engine:
+            how = {"engine": engine, "count": shared["shards"], "address": shared["ray_address"]}
+            function = functools.partial(load("stages.shards:spread"), function, **how)
+        elif getattr(config, "shard", None):
             function = functools.partial(load("stages.shards:run"), function)
         late = {name: local_option(_value(value), name) for name, value in given.items()}
         return function(config, **late)  # type: ignore[no-any-return]
 
-    perform(work, shared)
+    if perform(work, shared).get("missing") and engine:
+        raise typer.Exit(2)
 
 
 def call(run: str, shared: Mapping[str, Any], *args: Any, **given: Any) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from typer import Argument, Option, Typer
 
-from rlspeech.cli.common import LAYERS, STAGE, command, stage
+from rlspeech.cli.common import LAYERS, PARTS, STAGE, command, stage
 
 app = Typer(no_args_is_help=True, epilog="Example: rlspeech prepare demo --out data")
 
-OUT, SEEDED = (*LAYERS, "out", "workers", "shard"), (*LAYERS, "out", "seed", "workers", "shard")
+OUT, SEEDED = (*LAYERS, "out", "workers", *PARTS), (*LAYERS, "out", "seed", "workers", *PARTS)
 ALONE = (*LAYERS, "out", "seed")  # of what one process makes
 Root = Annotated[str, Argument(metavar="FOLDER", help="Folder of the corpus.")]
 Paths = Annotated[list[str] | None, Option(metavar="PATH")]

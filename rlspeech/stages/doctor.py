@@ -301,6 +301,7 @@ FEATURES = (
     Feature("Resemblyzer", "--reward spk_sim[encoder=resemblyzer]", {"resemblyzer": "--no-deps resemblyzer"}),
     Feature("a second recogniser", "--recogniser pocketsphinx", {"pocketsphinx": "'rlspeech[asr]'"}),
     Feature("rewards over HTTP", "serve", dict.fromkeys(("fastapi", "uvicorn"), "'rlspeech[serve]'")),
+    Feature("shards on a cluster", "--engine ray", {"ray": "'rlspeech[ray]'"}),
     Feature("curves in TensorBoard", "--set tracker=tensorboard", {"tensorboard": "'rlspeech[tracking]'"}),
     Feature("curves in Weights & Biases", "--set tracker=wandb", {"wandb": "wandb"}),
 )

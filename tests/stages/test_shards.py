@@ -21,6 +21,14 @@ from rlspeech.data.inputs import Item, Items
 from rlspeech.tasks.asr.task import Asr
 
 Words = tuple[object, ...]
+MORTAL = """
+import os, pathlib, signal
+def level(wavs, texts, sample_rate, **columns):
+    if not os.path.exists("died"):
+        pathlib.Path("died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [float(abs(w).mean()) for w in wavs]
+"""
 
 
 def test_every_item_is_in_one_shard_whatever_the_others_are() -> None:
@@ -138,3 +146,23 @@ def test_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             called("merge", tmp_path / "parts" / out)
         same(words, tmp_path, out, *files)
     assert "shards" in refused("prepare", "demo", "--set", "shard=1/2", "--out", tmp_path / "d")
+
+
+@pytest.mark.slow
+def test_ray_repeats_the_shard_whose_process_was_killed(
+    tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    (tmp_path / "mortal.py").write_text(MORTAL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = "reward", pairs, "--reward", "mortal:level", "--workers", 0
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "x.shard-3-of-3").touch()  # where there should be a folder
+    done = RUN.invoke(app, [*map(str, words), "--out", "parts/x", "--engine", "ray", "--shards", "3", "--json"])
+    assert (tmp_path / "died").is_file() and done.exit_code == 2, done.stderr
+    assert done.stderr.count("failed:") == 1 and "shard 3/3 failed: cannot write" in done.stderr, done.stderr
+    assert "3/3" in "".join(json.loads(done.stdout)["missing"])
+    (tmp_path / "parts" / "x.shard-3-of-3").unlink()
+    called(*words, "--out", "parts/x", "--shard", "3/3")
+    assert same(words, tmp_path, "x", "scores.jsonl")["shards"] == 3
