@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,6 +23,13 @@ def run(script: str, tmp_path: Path, **env: str) -> subprocess.CompletedProcess[
     done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=600, env=every)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
+
+
+def test_the_bench_compares_both_ways(tmp_path: Path) -> None:
+    call = ["python", str(ROOT / "examples" / "bench.py"), *"--small --pairs 1 --only pool flowse mix".split()]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=600, env=warm.environment(tmp_path), check=True)
+    rows = re.findall(r"^ +(\S.*?) {2,}\S.*? +([\d.]+) +([\d.]+) +([\d.]+)", done.stdout, re.M)
+    assert len(rows) == 6 and all(float(x) > 0 for row in rows for x in row[1:]), done.stdout
 
 
 def systems(out: Path) -> dict[str, object]:

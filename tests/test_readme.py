@@ -75,7 +75,7 @@ def test_make_targets_of_the_readme_exist() -> None:
     named = set(re.findall(r"`make ([a-z-]+)`", text))
     named |= {w for _, b, _ in blocks() for w in re.findall(r"^make ([a-z-]+)", b, re.M)}
     assert named <= targets()
-    assert {"help", "install", "demo", "test", "test-unit", "lint", "bench", "clean"} <= targets()
+    assert {"help", "install", "demo", "test", "test-unit", "lint", "bench", "bench-gpu", "clean"} <= targets()
 
 
 def test_commands_and_options_of_the_readme_exist() -> None:
@@ -174,8 +174,3 @@ def test_shell_scripts_parse_and_are_strict(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True, capture_output=True)
     strict = re.search(r"^set -[a-z]*e[a-z]*u|^set -euo pipefail", script.read_text(encoding="utf-8"), re.M)
     assert strict, "set -euo pipefail"
-
-
-@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
-def test_python_examples_compile(script: Path) -> None:
-    compile(script.read_text(encoding="utf-8"), str(script), "exec")
