@@ -444,13 +444,14 @@ def average(sources: Sequence[str], out: str | None, *, step: float = 1.0, base:
                 shutil.copyfile(path, place / path.name)
         about, facts = _about(place), [_noted(folder) for folder in folders]
         same = {k: v for k, v in facts[0].items() if k not in OWN_FACTS and all(f.get(k) == v for f in facts)}
-        row = {"stage": "convert", "parts": [str(folder) for folder in folders], "base": start, "step": step}
+        parts = [str(folder) for folder in folders]
+        row = {"stage": "convert", "parts": parts, "base": start, "step": step}
         file = place / (ABOUT if (place / ABOUT).is_file() else "config.json")
         file.write_text(json.dumps({**about, "facts": same | row}, indent=2, default=str) + "\n", encoding="utf-8")
-        *parts, origin = ("/".join(Path(name).parts[-3:]) for name in (*row["parts"], start))  # RUN/checkpoints/STEP
+        *ends, origin = ("/".join(Path(name).parts[-3:]) for name in (*parts, start))  # RUN/checkpoints/STEP
         says = [f"Its weights are {step:g} times as far from the base as the mean of the parts."]
         card = card_of(task, parameters, about.get("sample_rate"), details=says)
-        write_card(place, card, same | row | {"parts": parts, "base": origin})
+        write_card(place, card, same | row | {"parts": ends, "base": origin})
     log.say(f"{final}: the mean of {len(folders)}, {step:g} times as far from {start}")
     log.say(f"next: {KINDS[task].use.format(final)}")
     return {"out": str(final), "task": task, **row, "parameters": parameters}
@@ -466,9 +467,8 @@ def _same_start(folders: Sequence[Path], base: str | None) -> tuple[str, str]:
             why = f"{folders[0]} is one of {tasks[0]}" if task else "no file in it says so"
             raise UserError(f"{folder} is no checkpoint of {tasks[0] or 'rlspeech'}", why, "checkpoints of one task")
         facts = _noted(folder)
-        rl = facts.get("rl") if isinstance(facts.get("rl"), dict) else {}
-        # of a run that started from nothing, its own checkpoints
-        starts.append(str(rl.get("from") or facts.get("base") or folder.parent))
+        origin = rl.get("from") if isinstance(rl := facts.get("rl"), dict) else facts.get("base")
+        starts.append(str(origin or folder.parent))  # of a run that started from nothing: one of its own checkpoints
         for file, first, other in zip(files, configs[0], config, strict=True):
             keys = (set(first) | set(other)) - INCIDENTAL
             if differ := sorted(k for k in keys if first.get(k) != other.get(k)):
