@@ -7,10 +7,12 @@
 - ``{"completions": [TEXT, ...], COLUMN: [...], ...}``, what TRL and ms-swift hand to a reward function, by ``{"scores": [...],
   "errors": [...]}``;
 - ``{"waveform_f32_base64": ..., "sample_rate": ..., "prompt": TEXT, "metadata": {...}}``, one clip as verl-omni's
-  ``audio_http_scorer_client`` sends it, by ``{"score": x}``, or null with an ``error``, at which that trainer stops.
+  ``audio_http_scorer_client`` sends it, or a form (``curl -F audio=@clip.wav -F text=WORDS``), by ``{"score": x}``, or null with an
+  ``error``, at which that trainer stops.
 
-Trainers maximise: in the last two, rewards that are better when lower change sign. Sound comes in the request, in base64: a WAV, FLAC or
-Ogg file, or float32 samples; paths and addresses are not opened. Requests are scored one by one, their clips together.
+Trainers maximise: in the last two, rewards that are better when lower change sign. Sound comes in the request, in base64 or as a form's
+file: WAV, FLAC or Ogg, or float32 samples; paths and addresses are not opened. Requests for the same rewards that come within
+``wait_ms``, or while others are scored, are scored in one call; completions are not, for functions may compare those of a request.
 """
 
 # no ``from __future__ import annotations``: FastAPI, which is imported late, reads those of the handlers
@@ -18,19 +20,21 @@ import asyncio
 import base64
 import hmac
 import os
+import re
 import socket
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Base64Bytes, BaseModel, Field
 
 from rlspeech import __version__, log
 from rlspeech.config import DEVICE
-from rlspeech.config_parts import Count, Positive, Strict, Workers, conf
+from rlspeech.config_parts import Count, NonNegative, Positive, Strict, Workers, conf
 from rlspeech.data.audio import resample
 from rlspeech.files import object_of
 from rlspeech.rewards import base
@@ -40,6 +44,7 @@ from rlspeech.rewards.served import OFFERS, TOKEN, Offers
 from rlspeech.rewards.trl import SILENCE, words_of
 from rlspeech.types import Sample, Score, UserError
 
+FORM = "multipart/form-data"
 SOUNDS, MIN_HZ, MAX_HZ = ("WAV", "WAVEX", "RF64", "FLAC", "OGG"), 1000, 192_000
 
 
@@ -54,6 +59,8 @@ class Serve(Strict):
     max_s: Positive = conf(1800.0, "most seconds of sound in a request, references included")
     timeout_s: Positive = conf(120.0, "give up a request after this long, its wait included")
     concurrency: Count = conf(32, "requests that are held at a time; further ones wait to be read")
+    batch: Count = conf(16, "most requests scored in one call")
+    wait_ms: NonNegative = conf(5.0, "a request waits this long for others to be scored with it")
     device: str = conf("auto", DEVICE)
     workers: Workers = conf(2, "processes for CPU metrics")
 
@@ -74,6 +81,14 @@ class Refusal(Exception):
     """The status and the reason of a request that is not answered."""
 
 
+class Asked(NamedTuple):
+    """A request that was read."""
+
+    form: str
+    names: tuple[str, ...]  # of rewards
+    clips: list[Sample | str]  # a sample, or why there is none
+
+
 class Service:
     """Answers requests with the rewards of a scorer, in one thread, for models are made for one."""
 
@@ -82,6 +97,8 @@ class Service:
         columns = Counter(r.column for r in scorer.requests)
         self.served = {r.column if columns[r.column] == 1 else r.asked: r for r in scorer.requests}
         self.thread = ThreadPoolExecutor(1, "scoring")
+        self.waiting = list[tuple[tuple[bytes, str, str], asyncio.Future[Any]]]()
+        self.scoring: asyncio.Task[None] | None = None
 
     def offers(self) -> Offers:
         """What ``/rewards`` says."""
@@ -91,33 +108,75 @@ class Service:
             made[name] = meta[request.asked]["version"], replace(request.entry, columns=columns)
         return made
 
-    def answer(self, raw: bytes, name: str = "") -> dict[str, Any]:
-        """The reply to a request's body; ``name`` is the reward in its address. Raises ``Refusal``."""
-        if not (body := object_of(raw)):
-            raise Refusal(400, "the body is no JSON object")
+    async def reply(self, raw: bytes, kind: str, name: str) -> dict[str, Any]:
+        """The reply to a request, scored with those that wait beside it; arguments as in ``read``. Raises ``Refusal``."""
+        future = asyncio.get_running_loop().create_future()
+        self.waiting.append(((raw, kind, name), future))
+        if self.scoring is None or self.scoring.done():
+            self.scoring = asyncio.create_task(self._score_waiting())
+        return dict(await future)
+
+    async def _score_waiting(self) -> None:
+        while self.waiting:
+            if len(self.waiting) < self.config.batch:
+                await asyncio.sleep(self.config.wait_ms / 1000)
+            batch, self.waiting = self.waiting[: self.config.batch], self.waiting[self.config.batch :]
+            batch = [(request, future) for request, future in batch if not future.done()]  # the others were given up
+            work = self.thread.submit(self.answers, [request for request, _ in batch])
+            try:
+                found = [*await asyncio.wrap_future(work)]
+            except Exception as error:  # a fault of a reward, for all who wait for it
+                found = [error] * len(batch)
+            for (_, future), reply in zip(batch, found, strict=True):
+                if not future.done():
+                    (future.set_exception if isinstance(reply, Exception) else future.set_result)(reply)
+
+    def answers(self, requests: Sequence[tuple[bytes, str, str]]) -> list[Any]:
+        """A reply or a ``Refusal`` to each of several requests, in one call of the scorer for those that ask for the same rewards."""
+        replies, together = list[Any](), dict[Any, list[int]]()
+        for n, request in enumerate(requests):
+            try:
+                replies.append(asked := self.read(*request))
+                together.setdefault((asked.names, n if asked.form == "completions" else -1), []).append(n)
+            except Refusal as refusal:
+                replies.append(refusal)
+        for (names, _), members in together.items():
+            good = [c for n in members for c in replies[n].clips if isinstance(c, Sample)]
+            table = self.scorer.score(good, [self.served[name].asked for name in names])
+            found = {name: iter(table[self.served[name].asked]) for name in names}
+            for n in members:
+                replies[n] = self._reply(replies[n], found)
+        return replies
+
+    def read(self, raw: bytes, kind: str, name: str = "") -> Asked:
+        """What a body of that content type asks for; ``name`` is the reward in its address. Raises ``Refusal``."""
+        if not (body := _fields(raw, kind) if kind.startswith(FORM) else object_of(raw)):
+            raise Refusal(400, f"the body is no {'form' if kind.startswith(FORM) else 'JSON object'}")
         form = next((f for f in ("samples", "completions") if isinstance(body.get(f), list)), "clip")
         given = body.get("rewards") if form == "samples" else None
         asked = [name] if name else given if isinstance(given, list) and given else [*self.served]
-        names = [n if n in self.served else ALIASES.get(n, n) for n in map(str, asked)]
+        names = tuple(dict.fromkeys(n if n in self.served else ALIASES.get(n, n) for n in map(str, asked)))
         if unknown := [n for n in names if n not in self.served]:
             raise Refusal(404, f"no reward {', '.join(unknown)} here, but {', '.join(self.served)}")
         if form != "samples" and len(names) > 1:
             raise Refusal(422, f"several rewards are served: /score/NAME, with one of {', '.join(names)}")
-        clips = self._clips(_rows(body, form))
-        good = [c for c in clips if isinstance(c, Sample)]
-        table = self.scorer.score(good, [self.served[n].asked for n in names])
+        return Asked(form, names, self._clips(_rows(body, form)))
+
+    def _reply(self, asked: Asked, found: dict[str, Any]) -> dict[str, Any]:
+        """The reply to a request whose samples' scores come next in ``found``."""
         scores, errors = {}, {}
-        for n, request in ((n, self.served[n]) for n in names):
-            found, up = iter(table[request.asked]), request.entry.columns[request.column].higher_is_better
-            row = [next(found) if isinstance(c, Sample) else Score(None, c) for c in clips]
-            sign = 1.0 if up or form == "samples" else -1.0
+        for n in asked.names:
+            request = self.served[n]
+            row = [next(found[n]) if isinstance(c, Sample) else Score(None, c) for c in asked.clips]
+            up = request.entry.columns[request.column].higher_is_better
+            sign = 1.0 if up or asked.form == "samples" else -1.0
             scores[n], errors[n] = [None if s.value is None else sign * s.value for s in row], [s.error for s in row]
             self.counts["nulls"] += scores[n].count(None)
-        self.counts.update(requests=1, clips=len(clips))
-        if form == "samples":
+        self.counts.update(requests=1, clips=len(asked.clips))
+        if asked.form == "samples":
             return {"scores": scores, "errors": errors}
         (values,), (reasons,) = scores.values(), errors.values()
-        if form == "completions":
+        if asked.form == "completions":
             return {"scores": values, "errors": reasons}
         return {"score": values[0]} if reasons[0] is None else {"score": None, "error": reasons[0]}
 
@@ -133,6 +192,18 @@ class Service:
             except ValueError as error:
                 clips.append(f"request: {' '.join(str(error).split())[:200]}")
         return clips
+
+
+def _fields(raw: bytes, kind: str) -> dict[str, Any]:
+    """A form of one clip, as the request in JSON has it: sound in base64, anything else as text."""
+    edge, found = re.search(r'boundary="?([^";]+)', kind), dict[str, Any]()
+    for part in raw.split(b"--" + edge[1].encode())[1:-1] if edge else ():
+        head, _, content = part.partition(b"\r\n\r\n")
+        if name := re.search(rb'[; ]name="?([^";\r]+)', head):
+            key, content = name[1].decode("utf-8", "replace"), content.removesuffix(b"\r\n")
+            sound = key in ("audio", "target")
+            found[key] = base64.b64encode(content).decode() if sound else content.decode("utf-8", "replace")
+    return {"metadata": found} if found else {}
 
 
 def _rows(body: dict[str, Any], form: str) -> list[Any]:
@@ -195,9 +266,10 @@ def application(service: Service, token: str = "") -> Any:
         if token and not any([hmac.compare_digest(given, key) for key in keys]):
             raise Refusal(401, f"the token that the server has in {TOKEN} is needed")
 
-    async def body_of(request: Request) -> bytes:
-        if not request.headers.get("content-type", "").startswith("application/json"):  # a web page may send others
-            raise Refusal(415, "Content-Type: application/json is needed")
+    async def body_of(request: Request, kind: str) -> bytes:
+        # a web page may send others than JSON to any address, but not without its name
+        if not kind.startswith("application/json") and ("origin" in request.headers or not kind.startswith(FORM)):
+            raise Refusal(415, f"Content-Type: application/json is needed, or {FORM}")
         body = bytearray()
         async for part in request.stream():
             body += part
@@ -221,8 +293,8 @@ def application(service: Service, token: str = "") -> Any:
         admit(request)
         try:
             async with asyncio.timeout(config.timeout_s), held:
-                work = service.thread.submit(service.answer, await body_of(request), name)
-                return JSONResponse(await asyncio.wrap_future(work))
+                kind = request.headers.get("content-type", "")
+                return JSONResponse(await service.reply(await body_of(request, kind), kind, name))
         except (TimeoutError, ClientDisconnect) as error:
             raise Refusal(504, f"it took longer than {config.timeout_s:g} s (timeout_s)") from error
 

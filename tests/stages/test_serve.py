@@ -9,6 +9,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +31,7 @@ from rlspeech.stages import reward
 from rlspeech.stages.serve import Serve, Service, application
 from rlspeech.types import UserError
 
-NAMES = ["estoi", "si_sdr", "lsd", "asr_wer", "asr_keywords", "reward_plugins:longer"]
+NAMES = ["estoi", "si_sdr", "lsd", "asr_wer", "asr_keywords", "reward_plugins:longer", "reward_plugins:everything"]
 KEY = "sesame/1"
 
 
@@ -38,7 +39,7 @@ KEY = "sesame/1"
 def server():
     pytest.importorskip("fastapi")
     uvicorn = pytest.importorskip("uvicorn")
-    config = Serve(max_mb=1.0, max_clips=20, max_s=10.0, concurrency=2)
+    config = Serve(max_mb=1.0, max_clips=20, max_s=10.0, concurrency=8)
     with socket.create_server(("127.0.0.1", 0)) as listener, Scorer(NAMES, workers=0) as scorer:
         service = Service(scorer, config)
         web = uvicorn.Server(uvicorn.Config(application(service, KEY), log_config=None, lifespan="off"))
@@ -108,6 +109,36 @@ def test_the_forms_of_other_trainers_in_which_more_is_better(server):
     assert far(prompts=["", ""], completions=body["completions"], text=body["text"]) == [0.0, -0.5]
 
 
+def test_a_form_is_a_clip(server):
+    row, edge = pairs(1)[0], "----edge+1"
+    fields = {b"audio": row.wav, b"target": row.target, b"hypothesis": "one too", b"text": "one two"}
+    body = b""
+    for name, field in fields.items():
+        raw = field.encode() if isinstance(field, str) else base64.b64decode(file_of(field, kind="WAV"))
+        body += b'--%b\r\nContent-Disposition: form-data; name="%b"; filename="a"\r\n\r\n%b\r\n' % (
+            edge.encode(),
+            name,
+            raw,
+        )
+    body, kind = body + f"--{edge}--\r\n".encode(), {"Content-Type": f'multipart/form-data; boundary="{edge}"'}
+    assert ask(server, "/score/asr_wer", body, **kind) == (200, {"score": -0.5})
+    sound = {"audio": file_of(row.wav, kind="WAV"), "target": file_of(row.target, kind="WAV")}
+    assert ask(server, "/score/si_sdr", body, **kind) == ask(server, "/score/si_sdr", {"metadata": sound})
+    assert ask(server, "/score/si_sdr", body, Origin="http://a.b", **kind)[0] == 415, "from a web page"
+
+
+def test_requests_that_come_together_are_scored_in_one_call(server, monkeypatch):
+    rows = [{"audio": file_of(r.wav), "target": file_of(r.target)} for r in pairs(6)] + [{"audio": "AAAA"}]
+    bodies = [{"samples": rows[i : i + 2], "rewards": ["si_sdr", "lsd", "si_sdr"]} for i in range(6)] + [{"samples": 3}]
+    alone = [ask(server, "/score", body) for body in bodies]
+    calls, score = [], server.scorer.score
+    monkeypatch.setattr(server.config, "wait_ms", 300.0)
+    monkeypatch.setattr(server.scorer, "score", lambda *given: calls.append(len(given[0])) or score(*given))
+    with ThreadPoolExecutor(7) as pool:
+        assert list(pool.map(lambda body: ask(server, "/score", body), bodies)) == alone
+    assert sum(calls) == 11 and len(calls) < 6
+
+
 def test_a_clip_that_cannot_be_read_fails_alone_and_no_path_is_opened(server, tmp_path):
     save_audio(tmp_path / "secret.wav", voice(0.5), 16000)
     good = {"audio": file_of(voice(0.5)), "target": file_of(voice(0.5), kind="OGG")}
@@ -145,7 +176,7 @@ def test_what_is_refused(server, status, path, body, headers):
 
 def test_a_request_that_takes_too_long_is_given_up(server, monkeypatch):
     monkeypatch.setattr(server.config, "timeout_s", 0.2)
-    monkeypatch.setattr(server.service, "answer", lambda *_: time.sleep(0.6))
+    monkeypatch.setattr(server.service, "answers", lambda *_: time.sleep(0.6))
     assert ask(server, "/score", {})[0] == 504
 
 
@@ -162,6 +193,24 @@ def test_reward_writes_a_served_column_and_asks_for_each_file_once(server, tmp_p
     served._known.clear()
     with pytest.raises(UserError):  # a page does not ask
         base.column_of(f"{server.url}#lsd")
+
+
+def test_a_scorer_of_another_project_is_asked_for_a_clip_at_a_time():
+    rows = pairs(3)
+    rows[1].columns, replies = (
+        {"take": 2, "keywords": ["two"]},
+        iter([{"score": 1.5}, {"score": None, "error": "no"}, {}]),
+    )
+    with serving(lambda r: next(replies) if r else (404, {}, {})) as other:
+        name = f"{other.url}#mos[concurrency=1]"
+        with Scorer([name], workers=0) as scorer:
+            found = scorer.score(rows)[name]
+    assert [s.value for s in found] == [1.5, None, None] and "no" in found[1].error and found[2].error
+    assert base.column_of(name).higher_is_better and [s["path"] for s in other.seen] == ["/v1/rewards", *["/v1"] * 3]
+    sent = other.seen[2]["json"]
+    assert np.array_equal(np.frombuffer(base64.b64decode(sent["waveform_f32_base64"]), "<f4"), rows[1].wav)
+    assert sent["metadata"] == {"take": 2, "id": rows[1].key, "hypothesis": "one too"} and sent["prompt"] == "one two"
+    assert (sent["protocol_version"], sent["num_samples"], sent["sample_rate"]) == ("1", len(rows[1].wav), 16000)
 
 
 OFFER = {"family": "a", "factory": "os:system", "columns": {"a": {"help": "a", "bounds": [0, "Infinity"]}}}
