@@ -130,7 +130,9 @@ class GuardSpec(Strict):
 class Hold(Strict):
     """How guards are held (``stages/validation.py``)."""
 
-    every: Count = conf(4, "steps between two readings on the validation clips; fewer overshoot less")
+    every: Count = conf(
+        2, "steps between two readings on the validation clips; with 4, falls passed limits between two"
+    )
     aim: float = conf(0.75, "share of the limit at which a fall is held: steps between readings overshoot", gt=0, le=1)
     gains: tuple[NonNegative, NonNegative, NonNegative] = conf((4.0, 0.5, 4.0), "PID of the error (fall / limit - aim)")
     most: Positive = conf(10.0, "largest multiplier: 1 weighs as much as all rewards together")

@@ -223,7 +223,6 @@ class Relaxed(NamedTuple):
     soft: Tensor  # (n, T, V) distributions over a codec's ids, one-hot where they are hard; or (n, T) waveforms in [-1, 1]
     mask: Tensor  # (n, T) bool, what is real: neither padding, nor the stop token and what stands behind it
     logits: Tensor | None = None  # (n, T, V) that ``soft`` was drawn from, with gradient; None for waveforms
-    stop_logits: Tensor | None = None  # (n, T') of the stop token, before each token and behind the last
     kl: Tensor | None = None  # (n, S) true KL to the reference; None where ``log_prob`` has to be asked
     seed: int = 0  # of whatever a reward draws itself
 

@@ -73,7 +73,7 @@ class StoredSamples:
             values = [v if isinstance(v := row.get(column), int | float) else None for row in found]
             errors = (row.get("errors", {}).get(column, "not scored yet") for row in found)
             out[name] = [Score(v, None if v is not None else why) for v, why in zip(values, errors, strict=True)]
-            missing += [] if any(v is not None for v in values) else [name]
+            missing += [] if any(column in row for row in found) else [name]  # null in all may mean: nothing to judge
         if missing:
             what, asked = f"{self.folder} has no scores of {', '.join(missing)}", " --reward ".join(["", *missing])
             raise UserError(
@@ -208,7 +208,7 @@ class DPO(GRPO):
 def _fronts(rows: Sequence[int], scores: Columns, specs: Specs) -> dict[int, float]:
     """Number of each row's Pareto front, 0 for those that no other is at least as good as in each reward and better in one."""
     signs = [(scores[s.name], s.weight * (1 if column_of(s.name).higher_is_better else -1)) for s in specs]
-    worth = {i: np.array([values[i] * np.sign(sign) for values, sign in signs]) for i in rows}
+    worth = {i: np.nan_to_num([values[i] * np.sign(sign) for values, sign in signs]) for i in rows}  # null: as composed
     left, found = set(rows), dict[int, float]()
     while left:
         beaten = {i for i in left if any((worth[j] >= worth[i]).all() and (worth[j] > worth[i]).any() for j in left)}

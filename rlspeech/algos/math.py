@@ -186,6 +186,7 @@ def policy_loss(
     mask: Tensor,
     advantage: Tensor,
     *,
+    measured: Tensor | None = None,
     clip_range: float,
     kl_beta: float,
     normaliser: float,
@@ -206,6 +207,7 @@ def policy_loss(
         old: (n, S) log-probabilities of the policy that acted, which need not be the reference.
         mask: (n, S) bool, decisions that count.
         advantage: (n,) or (n, S).
+        measured: (n, S) bool, those of them that statistics are of; None: all.
         clip_range: low, and high too where ``clip_high`` is None; ``inf`` leaves the ratio alone.
         normaliser: decisions (``mean`` "sequence": rollouts) in the whole update, so that micro-batches add up to its mean.
         clip_high: bound above 1 (DAPO, arXiv 2503.14476: a rare token needs more room to become likelier than to become rarer).
@@ -224,18 +226,19 @@ def policy_loss(
     clipped = rho.clamp(1 - clip_range, 1 + (clip_range if clip_high is None else clip_high))
     weight = 1.0 / new.dt if ratio == "rationorm" else 1.0
     loss = _summed(-torch.minimum(rho * a, clipped * a) * weight, mask, mean) / normaliser
-    count = mask.sum().clamp_min(1)
-    stats = {"ratio_mean": float((rho.detach() * mask).sum() / count)}
-    stats["ratio_max_gap"] = float(((rho.detach() - 1).abs() * mask).max())
-    stats |= {"kl_old": float(((moved.exp() - 1 - moved) * mask).sum() / count)}
+    known = mask if measured is None else measured
+    count = known.sum().clamp_min(1)
+    stats = {"ratio_mean": float((rho.detach() * known).sum() / count)}
+    stats["ratio_max_gap"] = float(((rho.detach() - 1).abs() * known).max())
+    stats |= {"kl_old": float(((moved.exp() - 1 - moved) * known).sum() / count)}
     for name, sign in (("positive", a > 0), ("negative", a < 0)):
-        part, whole = (rho != clipped) & (rho * a > clipped * a) & sign & mask, (sign & mask).sum().item()
+        part, whole = (rho != clipped) & (rho * a > clipped * a) & sign & known, (sign & known).sum().item()
         stats[f"clipped_{name}"] = part.sum().item() / whole if whole else 0.0
     if new.kl is not None:
         loss = loss + kl_beta * _summed(new.kl, mask, mean) / normaliser
     if new.change is not None and change_weight:
         loss = loss + change_weight * _summed(new.change, mask, mean) / normaliser
-    return Surrogate(loss, stats | divergence(new, mask), log_ratio.detach()[mask])
+    return Surrogate(loss, stats | divergence(new, known), log_ratio.detach()[known])
 
 
 def divergence(new: LogProb, mask: Tensor) -> dict[str, float]:

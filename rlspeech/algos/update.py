@@ -393,7 +393,9 @@ class PolicyUpdate(ABC):
         """
         cfg, rollout = self.config, experience.rollout
         assert rollout is not None
-        mask = self.counting(rollout)
+        measured = mask = self.counting(rollout)
+        if cfg.reference_in_group:  # what was not sampled tells nothing of how far the policy has moved
+            measured = mask & ~torch.tensor([s.reference for s in rollout.samples], device=mask.device)[:, None]
         whole = rows_of(rollout, prompts).to(mask.device)
         normaliser, grads, own = self.decisions(mask[whole]), GradientSum(self.policy.parameters()), list[Logged]()
         form: dict[str, Any] = {"ratio": cfg.ratio, "level": cfg.ratio_level, "mean": cfg.loss_mean}
@@ -407,11 +409,13 @@ class PolicyUpdate(ABC):
                 continue
             new, old = self.evaluate(experience, rows, with_kl=with_kl)
             worth = advantage[rows].to(new.logp.device)
+            form["measured"] = measured[device_rows]
             made = policy_loss(new, old, mask[device_rows], worth, normaliser=normaliser, **form)
             if not experience.updates:
                 self._check(made)
             grads.add(made.loss, agrees=signal)
-            moved = made.log_ratio.double()
+            if not (moved := made.log_ratio.double()).numel():
+                continue
             sizes = {"size": float(moved.numel()), "mean": moved.mean().item(), "square": moved.square().mean().item()}
             own.append({**made.stats, **sizes})
         grads.join(self.ranks)

@@ -205,11 +205,10 @@ def script_of(text: str) -> str:
 class Alignment:
     """A cheapest alignment of two sequences of units."""
 
-    # substitutions, deletions, insertions, hits: counts of units
+    # counts of units
     substitutions: int
     deletions: int
     insertions: int
-    hits: int
     # reference, hypothesis: the units
     reference: list[str]
     hypothesis: list[str]
@@ -239,4 +238,4 @@ def align(reference: Sequence[str], hypothesis: Sequence[str]) -> Alignment:
     count = Counter[str]()
     for tag, start, end, other_start, other_end in ops:
         count[tag] += (other_end - other_start) if tag == "insert" else (end - start)
-    return Alignment(count["replace"], count["delete"], count["insert"], count["equal"], ref, hyp, ops)
+    return Alignment(count["replace"], count["delete"], count["insert"], ref, hyp, ops)

@@ -98,8 +98,10 @@ def run(config: SampleSet) -> dict[str, Any]:
     counts: dict[str, float] = {"prompts": total, "outputs": len(made), "failed": len(failed)}
     counts |= {"finished": round(sum(row.get("finished", True) for row in made) / len(made), 4)}
     log.table(f"Samples in {folder}", ["", ""], [[k, v] for k, v in counts.items()])
-    log.say(f"next: rlspeech reward {folder} {' '.join(f'--reward {r.name}' for r in settings.rewards)}")
-    log.say(f"then: rlspeech rl --task {config.task} --algo dpo --model {config.model} --samples {folder}")
+    log.say(f"next: rlspeech reward {folder} --reward NAME, for each reward to learn from")
+    log.say(
+        f"then: rlspeech rl --task {config.task} --algo dpo --model {config.model} --samples {folder} --reward NAME"
+    )
     counts["seconds"] = round(time.monotonic() - began_s, 1)
     return {"stage": "sample", "out": str(folder), **counts, "errors": failed}
 

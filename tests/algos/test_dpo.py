@@ -57,7 +57,16 @@ def stored(tmp_path: Path) -> Callable[..., Path]:
             own = {"prompt": f"u{p}", "draw": d, "finished": d not in unfinished, "tokens": TOKENS[d]}
             rows.append({"id": key, "audio_filepath": "a.flac", "duration": 1.0, "sample_rate": 16000, **own})
             errors = {HIGH: "too quiet"} if high[p][d] is None else {}
-            scores.append({"key": key, "system": "system", HIGH: high[p][d], LOW: low[p][d], "errors": errors})
+            scores.append(
+                {
+                    "key": key,
+                    "system": "system",
+                    HIGH: high[p][d],
+                    LOW: low[p][d],
+                    "asr_keywords": None,
+                    "errors": errors,
+                }
+            )
         (tmp_path / "samples.json").write_text('{"draws": 4}')
         for name, lines in (("manifest", rows), ("scores", scores)):
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -113,6 +122,9 @@ def test_fronts_of_two_rewards_go_before_their_sum_and_each_in_its_direction(sto
 def test_unfinished_and_unscored_draws_take_no_part(stored: Any) -> None:
     assert make(stored([VALUES[0]], unfinished=[1]), truncated="mask").pairs == {"u0": [(3, 0)]}
     assert make(stored([[None, 3.0, 1.0, 2.0]]), max_unscorable=0.25).pairs == {"u0": [(1, 2)]}
+    both = [RewardSpec(name=n, scale="none") for n in (HIGH, "asr_keywords")]  # null in every row: nothing to judge
+    for order in ("reward", "pareto"):
+        assert make(stored(), rewards=both, dpo={"order": order}).pairs == CASES["best"][1]
     with pytest.raises(UserError, match="25 %"):
         make(stored([[None, 3.0, 1.0, 2.0]]))
 

@@ -264,6 +264,9 @@ def test_the_clipped_loss_equals_numpy(seed: int, clip: float, beta: float, per_
     given = torch.from_numpy(old).float(), torch.from_numpy(mask), torch.from_numpy(a).float()
     made = policy_loss(look, *given, clip_range=clip, kl_beta=beta, normaliser=7.0)
     assert made.loss.item() == pytest.approx(total / 7.0, abs=1e-4)
+    part, form = given[1] & (torch.arange(n) > 0)[:, None], {"clip_range": clip, "kl_beta": beta, "normaliser": 7.0}
+    less = policy_loss(look, *given, measured=part, **form)
+    assert less.loss == made.loss and less.stats == policy_loss(look, given[0], part, given[2], **form).stats
     (grad,) = torch.autograd.grad(made.loss, leaf)
     np.testing.assert_allclose(grad.numpy(), slope / 7.0, atol=1e-5)
     for name, side in (("positive", 1), ("negative", -1)):

@@ -138,7 +138,8 @@ def test_what_is_climbed_is_measured_beside_what_is_not() -> None:
     for how in ({"algo": "diffro"}, {"algo": "ppo", "group": 1}, {"policy_weight": 0.0, "supervised_weight": 1.0}):
         with pytest.raises(UserError, match="held"):
             complete(RL(**how, guards=[GuardSpec(name="stoi", max_drop=0.1, hold=True)]), get_task("flowse"))
-    for name, limit in (("stoi:hold", None), ("stoi", 0.0), ("stoi", None)):
+    complete(RL(guards=[GuardSpec(name="reward_plugins:hold")]), get_task("flowse"))  # a function of that name
+    for name, limit in (("stoi:hold", None), ("reward_plugins:letters:hold", None), ("stoi", 0.0), ("stoi", None)):
         with pytest.raises(UserError, match="limit above"):
             complete(RL(guards=[GuardSpec(name=name, max_drop=limit, hold=name == "stoi")]), get_task("flowse"))
     own = complete(RL(algo="diffro", group=3, kl_beta=0.0), get_task("flowse"))

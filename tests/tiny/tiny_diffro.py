@@ -78,7 +78,7 @@ class Chain:
         noise = pad(noise, (0, 0, 0, LONGEST - noise.shape[1])).to(self.table.dtype)
         codes, kl = logits[..., :CODES], self._kl(ids) if with_kl and self.own_kl else None
         soft = relaxed_tokens(codes, noise, tau, True) if hard else ((codes + noise) / tau).softmax(-1)
-        return Relaxed(soft, mask, codes, logits[..., STOP], kl, seed)
+        return Relaxed(soft, mask, codes, kl, seed)
 
 
 class Likes:

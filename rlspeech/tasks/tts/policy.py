@@ -98,7 +98,7 @@ class TtsPolicy(TokenPolicy):
             return self._free(state, rows, width, tau, hard, seeds)
         states = self._forward(self.model, state, rows)
         logits = self._logits(self.model, states) / self.sampling.temperature
-        slice_, stop, codes = logits[..., :-1], logits[..., -1], mask & (ids < self.model.size)
+        slice_, codes = logits[..., :-1], mask & (ids < self.model.size)
         noise, sampled = gumbel_noise(codes.sum(1).tolist(), self.model.size, seeds, self.device), None
         noise = pad(noise, (0, 0, 0, width - noise.shape[1]))
         if self.config.diffro.noise == "given":
@@ -106,7 +106,7 @@ class TtsPolicy(TokenPolicy):
             noise = noise_given(slice_, sampled, noise)
         full = with_kl and self.config.kl == "full"
         kl = self._logp_kl(rollout, rows, states, True)[1] if full else None
-        return Relaxed(relaxed_tokens(slice_, noise, tau, hard, sampled), codes, slice_, stop, kl, seed)
+        return Relaxed(relaxed_tokens(slice_, noise, tau, hard, sampled), codes, slice_, kl, seed)
 
     def _free(self, state: TokenRollout, rows: Tensor, width: int, tau: float, hard: bool, seeds: list[int]) -> Relaxed:
         """Decoded anew: a row ends where its stop wins, at the latest where the longest of the rows did."""
@@ -125,7 +125,7 @@ class TtsPolicy(TokenPolicy):
 
         with self._cast():
             logits = model.unroll(state.encoded, state.prompts[rows], width, choose) / warmth
-        return Relaxed(torch.stack(soft, 1), torch.stack(keep, 1), logits[..., :-1], logits[..., -1])
+        return Relaxed(torch.stack(soft, 1), torch.stack(keep, 1), logits[..., :-1])
 
     # -- the control ---------------------------------------------------------------------------------------------------
 
