@@ -5,10 +5,12 @@ pooling, a maximum over all positions and three dense layers, so the length is f
 graph; P.808's is librosa's mel spectrogram, computed here in torch.
 
 The scoring follows ``speechmos``: the clip is doubled until it lasts 9.01 s, windows of 9.01 s start every second, each window's raw
-output goes through a polynomial, and the windows are averaged. Two things are computed less often than there, with the same result:
-windows of a doubled clip that hold the same samples are scored once and weighted, and a window that repeats a clip of whole frames
-several times is cut down to the part that the network's finite field of view can tell apart. For a 2-s clip that is 600 frames for
-6,300. On a CPU the ONNX graph runs in onnxruntime, its length made free; on a GPU, and wherever gradients are wanted, the torch module.
+output goes through a polynomial, and the windows are averaged. Less is computed than there, with the same result. Windows of a doubled
+clip that hold the same samples are scored once and weighted. P.835's windows share what its convolutions make of the clip: only so much
+at a window's ends as sees beyond it is computed for each, which for the first four, 98 % of the work, are 4 frames; and what is made
+of a clip of whole frames returns with it. For 2 s that is 260 frames for 6,300, for 30 s 3,400 for 18,900. P.808's windows have their
+own dB scale; those that repeat a clip of whole frames are cut down to what its field of view can tell apart. On a CPU the ONNX graph runs
+in onnxruntime, its length made free; on a GPU, and wherever gradients are wanted, the torch module.
 """
 
 from __future__ import annotations
@@ -31,7 +33,12 @@ from rlspeech.types import Sample, Score
 
 RATE_HZ, HOP = 16000, 160
 WINDOW = 144160  # samples: 9.01 s
-VIEW = 64  # frames: more than the field of view of either net (44 and 46) and of its front end
+VIEW = 64  # frames: more than the field of view of P.808's net (46) and of its front end
+TRUNK, LAST = (
+    4,
+    6,
+)  # of P.835's convolutions: the first whose input is pooled, and the one that sees a window's own pooling
+MAX_WINDOWS = 32  # of a clip that are scored together: what they share takes 80 MB
 MAX_FRAMES = 1200  # of one batch; larger ones measured slower: the first layers leave the cache
 _OVR = "dnsmos_models/sig_bak_ovr.onnx"
 FILES = {"p835": _OVR, "pp835": f"p{_OVR}", "p808": "dnsmos_models/model_v8.onnx"}
@@ -67,12 +74,12 @@ class _Convs(nn.Module):
             layer.load_state_dict({"weight": torch.tensor(w if conv else w.T), "bias": torch.tensor(b)})
             (self.convs if conv else self.dense).append(layer)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Args: x (N, 1, L, bins)."""
-        for i, conv in enumerate(self.convs):
-            x = F.relu(conv(x))
-            if i in self.pool_after:
-                x = F.max_pool2d(x, 2)
+    def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Args: x (N, 1, L, bins), or what came out before convolution ``start``; before ``stop`` it comes out as it is."""
+        for i, conv in enumerate(self.convs[start:stop], start):
+            x = F.relu(conv(F.max_pool2d(x, 2) if i - 1 in self.pool_after else x))
+        if stop is not None:
+            return x
         x = x.amax((2, 3))
         for i, dense in enumerate(self.dense):
             x = dense(x) if i + 1 == len(self.dense) else F.relu(dense(x))
@@ -122,12 +129,12 @@ class P835Net(nn.Module):
         powers = torch.stack([x**3, x**2, x, torch.ones_like(x)], -1)  # (N, 3, 4)
         return (powers * cast(Tensor, self.polynomial)).sum(-1)
 
-    def raw(self, wav: Tensor) -> Tensor:
-        """The same at the clip's own level and without the polynomial."""
+    def raw(self, wav: Tensor, stop: int | None = None) -> Tensor:
+        """The same at the clip's own level and without the polynomial; or what comes out before convolution ``stop``."""
         frames = wav.unfold(-1, 2 * HOP, HOP)  # (N, L, 320)
         real, imag = (frames @ cast(Tensor, self.dft).T).chunk(2, -1)
         logpower = (real.square() + imag.square()).clamp_min(1e-12).log10()
-        return cast(Tensor, self.net(logpower[:, None]))
+        return cast(Tensor, self.net(logpower[:, None], stop=stop))
 
 
 class P808Net(nn.Module):
@@ -164,7 +171,7 @@ def windows(length: int) -> tuple[int, list[tuple[int, int, int]]]:
 
     Returns:
         number of times that the clip stands in a row (doubled until it reaches 9.01 s), and (start, samples, weight) of every
-        distinct window; the weights sum to the number of official windows.
+        distinct window in that row, in order; the weights sum to the number of official windows.
     """
     copies = 1
     while length * copies < WINDOW:
@@ -175,20 +182,20 @@ def windows(length: int) -> tuple[int, list[tuple[int, int, int]]]:
     starts = [a for a, b in ends if b <= total and b - a >= WINDOW]
     if copies == 1:
         return 1, [(s, WINDOW, 1) for s in starts]
-    weight: dict[int, int] = {}
+    found: dict[int, list[int]] = {}  # those that hold the same samples
     for s in starts:
-        weight[s % length] = weight.get(s % length, 0) + 1
+        found.setdefault(s % length, []).append(s)
     samples = WINDOW
     if length % HOP == 0:  # frames repeat with the clip; every pooling has the same phase after a multiple of 8 frames
         period = math.lcm(length // HOP, 8)
         spare = (WINDOW // HOP - VIEW) // period - 1
         samples -= max(0, spare) * period * HOP
-    return copies, [(s, samples, w) for s, w in weight.items()]
+    return copies, [(same[0], samples, len(same)) for same in found.values()]
 
 
 @lru_cache(maxsize=8)
-def _session(kind: str, threads: int) -> Any:
-    """One onnxruntime session a process and a net, with the graph's fixed number of frames made free."""
+def _session(kind: str, threads: int, trunk: bool = False) -> Any:
+    """One onnxruntime session a process and a net (or its ``TRUNK``), with the graph's fixed number of frames made free."""
     import onnx
     import onnxruntime as ort  # type: ignore[import-untyped]
     from onnx import numpy_helper
@@ -200,6 +207,9 @@ def _session(kind: str, threads: int) -> Any:
         elif tensor.name == "input_1:01_cropping_end":
             tensor.CopyFrom(numpy_helper.from_array(np.array([2**63 - 1, -HOP], np.int64), tensor.name))
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "L"
+    if trunk:
+        name = [node.output[0] for node in model.graph.node if node.op_type == "Relu"][TRUNK - 1]
+        model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning starves other processes
@@ -241,37 +251,72 @@ class Dnsmos:
         level = LEVEL_DBFS if self.level_dbfs is None else self.level_dbfs
         return (P808Net() if self.kind == "p808" else P835Net(self.kind == "pp835", level)).to(self.device)
 
-    def raw(self, wavs: np.ndarray) -> np.ndarray:
-        """Net outputs of equally long stretches: (N, T) -> (N, 3) or (N, 1)."""
+    def raw(self, wavs: np.ndarray, trunk: bool = False) -> np.ndarray:
+        """Net outputs of equally long stretches: (N, T) -> (N, 3) or (N, 1); of P.835's ``TRUNK`` (N, 32, L, 161)."""
         with torch.inference_mode():
             if self.engine == "torch":
-                return np.asarray(self.predict.raw(torch.from_numpy(wavs).to(self.device)).float().cpu())
+                how = {"stop": TRUNK} if trunk else {}
+                return np.asarray(self.predict.raw(torch.from_numpy(wavs).to(self.device), **how).float().cpu())
             feed = cast(P808Net, self.predict).features(torch.from_numpy(wavs)).numpy() if self.kind == "p808" else wavs
-            return np.asarray(_session(self.kind, self.threads).run(None, {"input_1": feed})[0])
+            return np.asarray(_session(self.kind, self.threads, trunk).run(None, {"input_1": feed})[0])
 
     def outputs(self, wavs: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
         """For every clip the raw outputs of its distinct windows (W, C) and their weights (W,), summing to 1."""
-        pieces: dict[int, list[tuple[int, int, np.ndarray]]] = {}  # by length, so that equal lengths share a batch
-        rows: list[list[Any]] = []
-        weights = []
-        for i, wav in enumerate(wavs):
-            if self.level_dbfs is not None:
-                wav = _at_level(wav, self.level_dbfs)
-            whole = len(wav) // HOP * HOP  # the graph wants whole hops
-            copies, plan = windows(len(wav)) if self.official else (1, [(0, whole, 1)])
+        stretches, made = list[np.ndarray](), list[tuple[np.ndarray | slice, np.ndarray]]()
+        for wav in (w if self.level_dbfs is None else _at_level(w, self.level_dbfs) for w in wavs):
+            # the graph wants whole hops
+            copies, plan = windows(len(wav)) if self.official else (1, [(0, len(wav) // HOP * HOP, 1)])
+            weights = np.array([w for _, _, w in plan], np.float64) / sum(w for _, _, w in plan)
             tiled = np.tile(wav, copies) if copies > 1 else wav
-            rows.append([None] * len(plan))
-            weights.append(np.array([w for _, _, w in plan], np.float64) / sum(w for _, _, w in plan))
-            for j, (start, samples, _) in enumerate(plan):
-                pieces.setdefault(samples, []).append((i, j, tiled[start : start + samples]))
-        for samples, group in pieces.items():
-            size = max(1, MAX_FRAMES * HOP // samples)
-            for k in range(0, len(group), size):
-                part = group[k : k + size]
-                outputs = self.raw(np.stack([w for _, _, w in part]).astype(np.float32))
-                for (i, j, _), out in zip(part, outputs, strict=True):
-                    rows[i][j] = out
-        return [(np.stack(r).astype(np.float64), w) for r, w in zip(rows, weights, strict=True)]
+            if self.official and self.kind != "p808":
+                whole = copies > 1 and len(wav) % HOP == 0
+                period = math.lcm(len(wav) // HOP, 4) if whole else len(tiled)
+                made.append((self._shared(tiled, [start // HOP for start, _, _ in plan], period), weights))
+            else:
+                made.append((slice(len(stretches), len(stretches) + len(plan)), weights))
+                stretches += [tiled[start : start + samples] for start, samples, _ in plan]
+        rows = self._batched(stretches)
+        return [(np.stack(rows[r]) if isinstance(r, slice) else r, w) for r, w in made]
+
+    def _batched(self, stretches: Sequence[np.ndarray], trunk: bool = False) -> list[np.ndarray]:
+        """``raw`` of stretches, those of one length together."""
+        out: dict[int, np.ndarray] = {}
+        for length in dict.fromkeys(map(len, stretches)):
+            rows, size = [i for i, s in enumerate(stretches) if len(s) == length], max(1, MAX_FRAMES * HOP // length)
+            for part in (rows[k : k + size] for k in range(0, len(rows), size)):
+                found = self.raw(np.stack([stretches[i] for i in part]).astype(np.float32), trunk)
+                out.update(zip(part, found if trunk else found.astype(np.float64), strict=True))
+        return [out[i] for i in range(len(stretches))]
+
+    def _shared(self, wav: np.ndarray, starts: Sequence[int], period: int) -> np.ndarray:
+        """Raw outputs of P.835's windows (W, 3), computing once what they share; ``starts``, and the ``period`` of the samples, in frames.
+
+        The first convolutions see 4 frames either way: of a window those are its own and come from stretches of 8. Two poolings and
+        convolutions later the first and last 3 units of 4 frames are, from stretches of 20. Then the windows are put together.
+        """
+        if (count := len(starts)) > MAX_WINDOWS:
+            parts = (starts[k : k + MAX_WINDOWS] for k in range(0, count, MAX_WINDOWS))
+            return np.concatenate([self._shared(wav, part, period) for part in parts])
+        first, frames = starts[0] + 4, WINDOW // HOP - 1
+        last = min(first + period + 16, starts[-1] + frames - 4)
+        spans = [(at - 4, min(at + MAX_FRAMES, last) + 4) for at in range(first, last, MAX_FRAMES)]
+        spans += [(s + at, s + at + 8) for at in (0, frames - 8) for s in starts]
+        found = [torch.from_numpy(x) for x in self._batched([wav[a * HOP : (b + 1) * HOP] for a, b in spans], True)]
+        shared = torch.cat([x[:, 4:-4] for x in found[: -2 * count]], 1)
+        left, right = torch.stack(found[-2 * count : -count])[:, :, :4], torch.stack(found[-count:])[:, :, 4:]
+        begin = torch.tensor(starts)[:, None]
+
+        def own(x: Tensor, at: Tensor, every: int) -> Tensor:  # (W, C, units, bins): a window's part of what is shared
+            return x[:, at % every].transpose(0, 1)
+
+        with torch.inference_mode():
+            net = self.predict.net
+            left = torch.cat([left, own(shared, begin + torch.arange(4, 20) - first, period)], 2)
+            right = torch.cat([own(shared, begin + torch.arange(frames - 20, frames - 4) - first, period), right], 2)
+            middle, ends = (net(x.to(self.device), TRUNK, LAST) for x in (shared[None], torch.cat([left, right])))
+            at = (begin - first - 8) // 4 + torch.arange(3, frames // 4 - 3)
+            inner = own(middle[0, :, 2:-2], at, period // 4)
+            return net(torch.cat([ends[:count, :, :3], inner, ends[count:, :, -3:]], 2), LAST).double().cpu().numpy()
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:
         """SIG, BAK and OVRL of every clip; the raw averages and the number of distinct windows are in ``detail``."""
