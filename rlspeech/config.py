@@ -275,6 +275,9 @@ class RL(Strict):
     encoder_cache_mib: Whole = conf(1024, "asr: memory for outputs of a frozen encoder of fixed windows; 0: none")
     precision: Literal["auto", "fp32", "bf16"] = conf("fp32", "of language models; auto: bf16 where a GPU has it")
     offload: Literal["none", "phase"] = conf("none", "phase: keep in host memory what the running phase does not need")
+    sharding: Literal["none", "fsdp"] = conf(
+        "none", "asr, tts: fsdp: each of several processes holds a part of weights, gradients and moments (FSDP2)"
+    )
     steps: Count = conf(60, "number of training steps, each a collection of rollouts and its updates")
     prompts_per_step: Count = conf(16, "prompts in one step, over all processes")
     group: Count = conf(8, "rollouts of each prompt")

@@ -40,7 +40,7 @@ SETTINGS = frozenset(
 # Keys that may differ when a run goes on: they change where, how fast and how often it looks, not what is computed.
 NEUTRAL = frozenset(
     "out shard device workers save_every valid_every max_minutes micro_batch micro_tokens gradient_checkpointing "
-    "attn_implementation probe_batches players timeout_s tracker".split()
+    "attn_implementation sharding probe_batches players timeout_s tracker".split()
 )
 PACKAGES = (
     *("rlspeech", "torch", "numpy", "transformers", "peft", "accelerate", "safetensors", "soundfile"),

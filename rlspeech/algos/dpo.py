@@ -178,9 +178,10 @@ class DPO(GRPO):
         cfg, policy, grads = self.config.dpo, cast(FittingPolicy, self.policy), GradientSum(self.policy.parameters())
         compares, parts = cfg.loss == "dpo", list[Logged]()
         normaliser = max(1.0, self.total(sum(len(self._now[i]) for i in prompts.tolist())))
-        for part in micro_batches(prompts, self.config.micro_batch):
+        for part in self.passes(micro_batches(prompts, self.config.micro_batch), grads, compares):
             if not (pairs := [pair for i in part.tolist() for pair in self._now[i]]):
                 grads.count += 1
+                self.idle(grads, compares)
                 continue
             clips, winners, losers = zip(*pairs, strict=True)
             n, outputs = len(pairs), [*winners, *(losers if compares else ())]

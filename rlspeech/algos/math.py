@@ -6,6 +6,7 @@ Notation: N rollouts in groups of G, S decisions; A advantage, rho = exp(logp - 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import Parameter
 from torch.nn.functional import pad
 
 from rlspeech.engine import Ranks
+from rlspeech.models.sharding import is_sharded, whole
 from rlspeech.rewards.mix import centred, unit_of
 from rlspeech.types import LogProb
 
@@ -269,14 +271,27 @@ class GradientSum:
     The cosines are those of projections: every number of a gradient gets a fixed random sign and goes into one of 16,381 buckets (the count
     sketch of Charikar, Chen and Farach-Colton, 2002), which keeps inner products in expectation, each cosine within 1 / sqrt(16381) or .008
     (a standard deviation), and exactly where there are no more parameters than buckets. What was summed up before is forgotten.
+
+    Of weights that are sharded (``sharded``) every process has its part of the sum over all of them; a micro-batch's own gradient is
+    projected on its way there, a weight at a time.
     """
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
-        self.parameters = parameters
-        for p in parameters:
+        self.parameters, self.sharded = parameters, is_sharded(parameters[0])
+        for i, p in enumerate(parameters):
             p.grad = torch.zeros_like(p)
+            if self.sharded:
+                p.look = partial(self._look, i)  # type: ignore[attr-defined]
         self._units = self._before = torch.zeros(BUCKETS, dtype=torch.double)
+        self._own: Tensor | None = None
         self.count = self._nonzero = 0
+
+    def _look(self, number: int, gradient: Tensor) -> None:
+        if self._own is not None:
+            state, at = _starts(tuple(p.numel() for p in self.parameters), gradient.device)[number]
+            draw = torch.Generator(gradient.device)
+            draw.set_state(state)
+            _project(self._own, gradient, draw, at)
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -291,18 +306,26 @@ class GradientSum:
     def add(self, loss: Tensor, *, agrees: bool = True) -> None:
         """Add a loss's gradient; ``agrees``: it counts in the agreement, being more than the KL's."""
         self.count += 1
+        self._own = torch.zeros(BUCKETS, device=loss.device) if self.sharded else None
         loss.backward()  # type: ignore[no-untyped-call]
-        before, self._before = self._before, projection(self.gradients)
-        gradient = self._before - before
+        if self._own is not None:
+            gradient, self._own = self._own.double().cpu(), None
+        else:
+            before, self._before = self._before, projection(self.gradients)
+            gradient = self._before - before
         norm = gradient.norm()
         if agrees and norm > 0:
             self._nonzero += 1
             self._units = self._units + gradient / norm
 
+    def idle(self, loss: Tensor) -> None:
+        """Take part in other processes' ``add`` with a loss that is 0."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
     def join(self, ranks: Ranks) -> None:
         """Take the gradients of all processes together."""
         if ranks.world > 1:
-            ranks.add_up(*self.gradients)
+            ranks.add_up(*(() if self.sharded else self.gradients))
             found = ranks.gather((self.count, self._nonzero, self._units))
             self.count, self._nonzero, self._units = (sum(x) for x in zip(*found, strict=True))
 
@@ -313,7 +336,7 @@ class GradientSum:
 
     def norm(self) -> float:
         """Length of the sum."""
-        return float(torch.nn.utils.get_total_norm(self.gradients))
+        return float(total_norm(self.gradients))
 
     def scale(self, factor: float) -> None:
         """Multiply the sum."""
@@ -329,24 +352,48 @@ class GradientSum:
 
     def join_with(self, aside: list[Tensor]) -> tuple[float, float]:
         """Add another sum; its length, and the cosine with it (NaN where one is zero)."""
-        size, dot = float(torch.nn.utils.get_total_norm(aside)), 0.0
+        size, dot = float(total_norm(aside)), 0.0
         for mine, other in zip(self.gradients, aside, strict=True):
-            dot += float((mine * other).sum(dtype=torch.float))
+            dot += float(whole((mine * other).sum(dtype=torch.float)))
         both = size * self.norm()
         torch._foreach_add_(self.gradients, aside)
         return size, dot / both if both else float("nan")
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Length () of gradients as one vector, in all their shards."""
+    return cast(Tensor, whole(torch.nn.utils.get_total_norm(gradients)))
 
 
 def projection(gradients: Sequence[Tensor]) -> Tensor:
     """Gradients as one vector (16381,) double of sums under fixed random signs; see ``GradientSum``."""
     device, at = gradients[0].device, 0
     found, draw = torch.zeros(BUCKETS, device=device), torch.Generator(device).manual_seed(0)
-    for part in (x for g in gradients for x in g.detach().flatten().split(BUCKETS * 256)):
-        sign = torch.randint(0, 2, part.shape, generator=draw, device=device, dtype=torch.int8)
+    for g in gradients:
+        _project(found, g, draw, at)
+        at += g.numel()
+    return found.double().cpu()
+
+
+def _project(into: Tensor, gradient: Tensor, draw: torch.Generator, at: int) -> None:
+    """Add a gradient to the buckets under the signs that come next; ``at`` numbers are before it."""
+    for part in gradient.detach().flatten().split(BUCKETS * 256):
+        sign = torch.randint(0, 2, part.shape, generator=draw, device=part.device, dtype=torch.int8)
         signed = torch.where(sign.bool(), part, -part).float()
         before, at = at % BUCKETS, at + len(part)
-        found += pad(signed, (before, -at % BUCKETS)).view(-1, BUCKETS).sum(0)
-    return found.double().cpu()
+        into += pad(signed, (before, -at % BUCKETS)).view(-1, BUCKETS).sum(0)
+
+
+@lru_cache(maxsize=2)
+def _starts(sizes: tuple[int, ...], device: torch.device) -> list[tuple[Tensor, int]]:
+    """Where ``projection`` of gradients of these sizes begins each: the state of its signs, and the numbers before."""
+    draw, at, found = torch.Generator(device).manual_seed(0), 0, list[tuple[Tensor, int]]()
+    for size in sizes:
+        found.append((draw.get_state(), at))
+        for part in torch.empty(size, device="meta").split(BUCKETS * 256):
+            torch.randint(0, 2, part.shape, generator=draw, device=device, dtype=torch.int8)
+        at += size
+    return found
 
 
 def agreement(gradients: Sequence[Tensor]) -> float:

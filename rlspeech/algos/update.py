@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
@@ -41,6 +41,7 @@ from rlspeech.algos.math import (
     flat_gradient,
     micro_batches,
     policy_loss,
+    total_norm,
 )
 from rlspeech.config import RL, RewardSpec
 from rlspeech.data.batches import ClipSource, bounded
@@ -401,11 +402,12 @@ class PolicyUpdate(ABC):
         form: dict[str, Any] = {"ratio": cfg.ratio, "level": cfg.ratio_level, "mean": cfg.loss_mean}
         form |= {"clip_range": self.clip_range, "clip_high": cfg.clip_high, "kl_beta": self.loss_beta}
         form["change_weight"], with_kl = cfg.change_weight, self.loss_beta > 0 or cfg.change_weight > 0
-        for rows in self.parts(rollout, prompts):
+        for rows in self.passes(self.parts(rollout, prompts), grads, with_kl):
             device_rows = rows.to(rollout.logp.device)
             signal = bool(advantage[rows].any())  # not where every rollout is right, or every one as wrong
             if not mask[device_rows].any() or not (signal or with_kl):
                 grads.count += 1
+                self.idle(grads, with_kl)
                 continue
             new, old = self.evaluate(experience, rows, with_kl=with_kl)
             worth = advantage[rows].to(new.logp.device)
@@ -439,6 +441,18 @@ class PolicyUpdate(ABC):
         lengths = rollout.mask.sum(1).cpu()
         return [part for rows in found for part in rows.split(bounded(lengths[rows].tolist(), cfg.micro_tokens))]
 
+    def passes(self, parts: list[Tensor], grads: GradientSum, with_kl: bool = False) -> Iterator[Tensor]:
+        """The parts, one after the other. Where weights are sharded, idle passes follow until no process makes another one."""
+        most = max(self.ranks.gather(len(parts))) if grads.sharded else 0
+        yield from parts
+        for _ in range(most - len(parts)):
+            self.idle(grads, with_kl)
+
+    def idle(self, grads: GradientSum, with_kl: bool) -> None:
+        """Make a pass that changes nothing, where weights are sharded and others need it."""
+        if grads.sharded:
+            grads.idle(cast(Any, self.policy).idle(with_kl=with_kl))
+
     def zero(self) -> Tensor:
         """A gradient (P,) of nothing."""
         return torch.cat([torch.zeros_like(p).flatten() for p in self.policy.parameters()])
@@ -455,7 +469,7 @@ class PolicyUpdate(ABC):
         """Gradients of the task's supervised loss, one a micro-batch, whose sum is that of the prompts' mean; and that mean."""
         policy, grads, total = cast(SupervisedPolicy, self.policy), GradientSum(self.policy.parameters()), 0.0
         whole = self.total(len(prompts))
-        for part in micro_batches(prompts, self.config.micro_batch):
+        for part in self.passes(micro_batches(prompts, self.config.micro_batch), grads):
             clips, options = [experience.prompts[i] for i in part.tolist()], dict[str, Any]()
             if self.config.supervised_on == "sample":
                 assert experience.rollout is not None
@@ -480,7 +494,8 @@ class PolicyUpdate(ABC):
     def _apply(self) -> dict[str, float]:
         """One optimiser step along the gradient that the parameters hold."""
         parameters = self.policy.parameters()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
+        norm = total_norm([p.grad for p in parameters if p.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
         finite = bool(torch.isfinite(norm))
         if finite and norm > 0:
             self.optimizer.step()

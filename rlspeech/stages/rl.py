@@ -28,6 +28,7 @@ from rlspeech.data.batches import Clip, batches, with_video
 from rlspeech.engine import Engine, Watchdog
 from rlspeech.models.adapters import Adapted
 from rlspeech.models.folder import loading
+from rlspeech.models.sharding import part_of_state, whole
 from rlspeech.rewards.rates import error_counts
 from rlspeech.rewards.scorer import Scorer
 from rlspeech.run import Run
@@ -100,7 +101,8 @@ class Session:
     def __init__(self, config: RL, engine: Engine, task: Task, folder: Run, scorer: Scorer, judge: Scorer) -> None:
         self.config, self.engine, self.folder, self.scorer, self.task = config, engine, folder, scorer, task
         model, self.facts = task.load(config.model, engine.device, **task.load_options(config))
-        self.adapted = Adapted(model, config.lora)
+        compared = config.kl_beta > 0 or config.change_weight > 0 or config.algo in ("ppo", "dpo")
+        self.adapted = Adapted(model, config.lora, compared=compared)
         self.policy = task.policy(self.adapted, config)
         # one parameter after the other: together they would need a further number each
         how: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": config.weight_decay, "foreach": False}
@@ -178,8 +180,9 @@ class Session:
     def advance(self, prompts: list[Clip]) -> dict[str, Any]:
         """One step: collect and update. Returns what is logged, of all processes together."""
         cfg, seed = self.config, 1 + self.step
-        self.validation.hold(self.policy, self.step)
-        experience = self.algo.collect(prompts, self.scorer, seed, self.further if cfg.dynamic_sampling else None)
+        with self.adapted.gathered(reference=cfg.algo == "ppo"):
+            self.validation.hold(self.policy, self.step)
+            experience = self.algo.collect(prompts, self.scorer, seed, self.further if cfg.dynamic_sampling else None)
         decay = 1 - self.step / cfg.steps if cfg.lr_schedule == "linear" else 1.0
         stats = self.algo.update(experience, lr=cfg.lr * decay)
         self.step += 1
@@ -189,7 +192,9 @@ class Session:
 
     def validate(self) -> str | None:
         """Score the held-out clips; keep the weights where they are the best so far. Returns a guard's reason to stop, or None."""
-        if self.validation.run(self.policy, self.step):
+        with self.adapted.gathered():
+            better = self.validation.run(self.policy, self.step)
+        if better:
             self.save(best=True)
         return self.validation.tripped
 
@@ -203,7 +208,7 @@ class Session:
             return
         path, state = found
         self.adapted.load_trained({k: v.to(self.engine.device) for k, v in state["trained"].items()})
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        load_optimizer_state(self.optimizer, part_of_state(state["optimizer"], self.policy.parameters()))
         self.step, self.cursor, self.reserve_cursor = (int(state.get(k, 0)) for k in ("step", "cursor", "spent"))
         self.validation.restore(state["history"], state["best"], state.get("holds", {}))
         self.algo.load_state(state["algo"])
@@ -215,13 +220,15 @@ class Session:
         history, reached, held = self.validation.history, self.validation.best, self.validation.holds.state
         before, judged = self.facts.get("facts", {}), self.validation.judge.meta()
         facts = tuned_facts(self.config, before, history, self.step, self.train.utts, judged)
-        state: dict[str, Any] = {"trained": self.adapted.trained(), "optimizer": self.optimizer.state_dict()}
+        own = {"trained": self.adapted.trained(), "optimizer": self.optimizer.state_dict()}
+        state: dict[str, Any] = whole(own, self.folder.main)
+        weights = self.adapted.merged(self.folder.main)
         state |= {"rng": rng_state(), "cursor": self.cursor, "spent": self.reserve_cursor, "history": history}
         state |= {"algo": self.algo.state(), "best": None if math.isinf(reached) else reached, "holds": held}
 
         def write(path: Any) -> None:
-            self.task.save(path, self.adapted.model, facts=facts, weights=self.adapted.merged())
-            self.adapted.save_adapter(str(path / "adapter"))
+            self.task.save(path, self.adapted.model, facts=facts, weights=weights)
+            self.adapted.save_adapter(str(path / "adapter"), state["trained"])
 
         self.folder.checkpoints.save(self.step, write, state, best=best)
 

@@ -42,7 +42,7 @@ TASKED: dict[str, frozenset[str]] = {
         "video supervised_on explore explore.window explore.start explore.nfe explore.shared_latent explore.mask_clamp "
         "probe_settings ratio reduction clip_s train_encoder sampling sampling.language sampling.prompt sampling.tokens_per_s "
         "suppress reference_in_group encoder_cache_mib micro_tokens gradient_checkpointing attn_implementation "
-        "precision kl offload truncated truncated_reward valid_draws change_weight diffro.last_steps diffro.smooth".split()
+        "precision kl offload sharding truncated truncated_reward valid_draws change_weight diffro.last_steps diffro.smooth".split()
     )
     | {f"diffro.{name}" for name in RELAXED},
     "Pretrain": frozenset(
@@ -112,6 +112,11 @@ POLICY = (
 RULES: dict[str, tuple[Rule, ...]] = {
     "RL": (
         *POLICY,
+        Rule(
+            "sharding",
+            "--algo grpo, ppo, awr or dpo with train_encoder=false, offload=none and weights=fixed",
+            lambda c: "diffro" not in c.algo and (c.train_encoder, c.offload, c.weights) == (False, "none", "fixed"),
+        ),
         Rule("hold", "a guard that is held", lambda c: any(g.hold for g in c.guards)),
         Rule(
             "supervised_on",

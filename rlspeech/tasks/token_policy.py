@@ -79,11 +79,9 @@ ROWS = 256  # rows that are sampled at once
 PART = 2**23  # logits that are made at once in training
 SPARE = (256, 4096)  # padded tokens that a further pass has to spare, on the host and on a device
 FEATURES = 256  # of a critic; wider hidden states are projected at random
-
-
 # what a recogniser's and a synthesiser's ``rl`` starts from
 TOKEN_SETTINGS = frozenset(
-    "micro_tokens gradient_checkpointing attn_implementation kl offload precision "
+    "micro_tokens gradient_checkpointing attn_implementation kl offload precision sharding "
     "reference_in_group sampling truncated truncated_reward normaliser by".split()
 )
 RL_DEFAULTS: dict[str, Any] = {
@@ -162,11 +160,12 @@ class TokenPolicy:
         for p in self.parameters():
             p.data = p.data.float()
         self.model.recomputes = config.gradient_checkpointing
-        with adapted.reference() as other:
-            if self._half and other is not self.model:
-                match_precision(self.model, other)
-            for model in {self.model, other} if config.attn_implementation != "auto" else ():
-                set_attention(model.net, config.attn_implementation)
+        if self._half and adapted.frozen is not None:
+            match_precision(self.model, adapted.frozen)
+        for model in filter(None, (self.model, adapted.frozen)) if config.attn_implementation != "auto" else ():
+            set_attention(model.net, config.attn_implementation)
+        if config.sharding == "fsdp" and torch.distributed.is_initialized():  # one process has nobody to share with
+            adapted.shard(self._half)
 
     def parameters(self) -> list[Parameter]:
         return self.adapted.parameters()
@@ -178,9 +177,8 @@ class TokenPolicy:
         if self.config.offload != "phase" or phase == self._phase:
             return
         self._phase = phase
-        with self.adapted.reference() as other:
-            if other is not self.model:  # first: what both share goes where the policy needs it
-                other.park("update" if phase == "update" and self.config.kl_beta else "reward", self.device)
+        if (other := self.adapted.frozen) is not None:  # first: what both share goes where the policy needs it
+            other.park("update" if phase == "update" and self.config.kl_beta else "reward", self.device)
         encodes = phase == "update" and self.config.supervised_weight > 0
         self.model.park("all" if encodes else phase, self.device)  # type: ignore[arg-type]  # one of the four
 
@@ -326,7 +324,7 @@ class TokenPolicy:
     def _forward(self, model: Any, state: TokenRollout, rows: Tensor) -> Tensor:
         """What the head sees before each of the rows' tokens, (n, S', D), S' the longest of them."""
         lengths = state.mask[rows].sum(1)
-        whole = state.encoded is None
+        whole = state.encoded is None or self.adapted.sharded  # whose processes make as many passes
         parts = [torch.arange(len(rows))] if whole else like_lengths(lengths, SPARE[self.device.type != "cpu"])
         if len(parts) == 1:
             return self._forward_rows(model, state, rows)
@@ -408,6 +406,10 @@ class TokenPolicy:
         one = torch.ones(logp.shape[1], device=logp.device)
         return LogProb(logp, kl, torch.zeros_like(logp).detach(), one, one)
 
+    def idle(self, *, with_kl: bool = False) -> Tensor:
+        with self._cast():
+            return self.adapted.idle(with_kl)
+
     def recall(self, prompts: Sequence[Clip], samples: Sequence[Sample]) -> TokenRollout:
         """The tokens of given outputs: ``tokens``, or those of ``hypothesis`` as the model writes it; with the stop if ``finished``."""
         places = {id(c): c for c in prompts}
@@ -474,7 +476,7 @@ class TokenPolicy:
         """
         known = [c for c in prompts if self._has_reference(c)]
         if not known:
-            return 0.0 * self.parameters()[0].sum()
+            return self.idle()
         ids, mask = self._references(known)
         with self._cast():
             encoded = self._encode(known, grad=getattr(self.model, "train_encoder", False))

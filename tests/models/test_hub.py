@@ -73,11 +73,11 @@ def test_the_adapter_is_saved_in_pefts_format(tmp_path: Path) -> None:
 
     adapted = Adapted(_model(), KINDS[0])
     disturb(adapted.parameters(), 0.1)
-    adapted.save_adapter(str(tmp_path / "adapter"))
+    adapted.save_adapter(str(tmp_path / "adapter"), adapted.trained())
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 4
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert sum(v.numel() for v in saved.values()) == sum(p.numel() for p in adapted.parameters())
-    Adapted(_model(), None).save_adapter(str(tmp_path / "full"))
+    Adapted(_model(), None).save_adapter(str(tmp_path / "full"), {})
     assert not (tmp_path / "full").exists()
 
 

@@ -1,4 +1,7 @@
-"""Two processes that find each other by gloo are one process with the same batch: its losses, weights and rows of the log."""
+"""Two processes that find each other by gloo are one process with the same batch: its losses, weights and rows of the log.
+
+Also where each holds a part of the weights, and where it stopped in between.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +51,16 @@ def tts(folder: Path) -> dict[str, Any]:
     return {"task": "tts", "model": made["model"], "data": made["data"], "valid": made["data"], **what}
 
 
+def asr_sharded(folder: Path) -> dict[str, Any]:
+    return {**asr(folder), "sharding": "fsdp", "lr_schedule": "constant", "valid_every": 1}
+
+
+def tts_sharded(folder: Path) -> dict[str, Any]:
+    what: dict[str, Any] = {"algo": "grpo", "diffro": {}, "lora": {"rank": 2, "alpha": 4.0}, "kl": "k3"}
+    what |= {"supervised_weight": 0.1, "gradient_checkpointing": True, "kl_target": 1e-9}
+    return {**tts(folder), **what, "sharding": "fsdp", "lr_schedule": "constant", "valid_every": 1}
+
+
 def start(folder: Path, config: dict[str, Any], out: str, world: int, **env: str) -> list[subprocess.Popen[str]]:
     """``rl`` in so many processes."""
     with socket.socket() as free:
@@ -73,14 +86,20 @@ def numbers(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in r.items() if not k.startswith(OWN)} for r in read_rows(run)]
 
 
-@pytest.mark.parametrize("task", [flowse, asr, tts])
+@pytest.mark.parametrize("task", [flowse, asr, tts, asr_sharded, tts_sharded])
 def test_two_processes_are_one(task: Any, tmp_path: Path) -> None:
     config = task(tmp_path / "given")
+    if "sharding" in config:
+        texts(start(tmp_path, {**config, "steps": 1}, "two", 2))
     both, alone = start(tmp_path, config, "two", 2), start(tmp_path, config, "one", 1)
     said = texts(both) + texts(alone)
     assert [p.returncode for p in both + alone] == [0, 0, 0], said
     assert task is not flowse or "some are repeated" in said[0]
-    assert said[1] == "" and "a step = 4 prompts x " in said[0]
+    assert (
+        said[1] == ""
+        and ("resumed at step 1" in said[0]) == ("sharding" in config)
+        and "a step = 4 prompts x " in said[0]
+    )
     one, two = numbers(tmp_path / "one"), numbers(tmp_path / "two")
     assert [r.keys() for r in one] == [r.keys() for r in two] and any("grad_norm" in r for r in one)
     one, two = (rows + read_rows(tmp_path / out, "scores.jsonl") for rows, out in ((one, "one"), (two, "two")))

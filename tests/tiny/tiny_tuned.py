@@ -52,7 +52,7 @@ def tuned(task: str, folder: Path, lora: Lora | None) -> Run:
 
     def write(path: Path) -> None:
         work.save(path, adapted.model, facts=facts, weights=adapted.merged())
-        adapted.save_adapter(str(path / "adapter"))
+        adapted.save_adapter(str(path / "adapter"), adapted.trained())
 
     checkpoints = Checkpoints(folder / "run" / "checkpoints")
     checkpoints.save(3, write, {"trained": adapted.trained(), "history": []}, best=True)

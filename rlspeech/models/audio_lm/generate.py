@@ -102,6 +102,16 @@ class LanguageModel(nn.Module):
         """Prompt embeddings (L_i, D)."""
         raise NotImplementedError
 
+    def frozen_modules(self) -> list[nn.Module]:
+        """What is not trained, whatever is, and shared by copies of the model."""
+        return []
+
+    def idle(self) -> Tensor:
+        """0, by a pass over one token in which every weight takes part."""
+        nothing = torch.zeros(int(self.seq2seq), self.net.get_input_embeddings().weight.shape[1])
+        prompt = EncodedPrompts([torch.zeros(1, dtype=torch.long)], [nothing])
+        return 0 * self.head(self.forward_states(prompt, [0], torch.zeros(1, 1, dtype=torch.long))).sum()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy with its own language model."""
         for part in self.shared():
