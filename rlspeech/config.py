@@ -130,9 +130,7 @@ class GuardSpec(Strict):
 class Hold(Strict):
     """How guards are held (``stages/validation.py``)."""
 
-    every: Count = conf(
-        2, "steps between two readings on the validation clips; with 4, falls passed limits between two"
-    )
+    every: Count = conf(2, "steps between two readings on the validation clips; 4 let falls pass their limits")
     aim: float = conf(0.75, "share of the limit at which a fall is held: steps between readings overshoot", gt=0, le=1)
     gains: tuple[NonNegative, NonNegative, NonNegative] = conf((4.0, 0.5, 4.0), "PID of the error (fall / limit - aim)")
     most: Positive = conf(10.0, "largest multiplier: 1 weighs as much as all rewards together")
@@ -227,9 +225,7 @@ class DPO(Strict):
     )
     margin: NonNegative = conf(1.0, "least distance in reward of a pair, in spreads of the reward inside prompts")
     winner: Literal["sampled", "reference"] = conf("sampled", "reference: the prompt's own recording or text")
-    sft_weight: NonNegative = conf(
-        0.0, "weight of the winners' negative log-likelihood, by token or element, beside it"
-    )
+    sft_weight: NonNegative = conf(0.0, "weight of the winners' negative log-likelihood by token or element beside it")
     length_normalised: bool = conf(False, "likelihoods by token or element, not of whole outputs; beta is then larger")
 
 
@@ -241,9 +237,7 @@ class RL(Strict):
     model: str = conf("embedded", "checkpoint or run folder to start from, or 'embedded'")
     data: str | None = conf(None, "manifest or mixture recipe (default: the embedded corpus)")
     valid: str | None = conf(None, "paired manifest of the validations (default: held back from the data)")
-    samples: str | None = conf(
-        None, "dpo: folder of rlspeech sample, scored by rlspeech reward; its prompts are the data"
-    )
+    samples: str | None = conf(None, "dpo: folder of rlspeech sample, scored by rlspeech reward, with the prompts")
     out: str | None = None
     rewards: list[RewardSpec] = conf([], "reward, e.g. estoi=1 (see rlspeech doctor); repeatable (default: the task's)")
     guards: list[GuardSpec] = conf(
@@ -330,9 +324,7 @@ class RL(Strict):
     device: str = conf("auto", DEVICE)
     workers: Workers = conf(2, "processes for CPU rewards")
     probe_batches: int = conf(16, "--probe: independent gradients per setting", ge=4)
-    probe_algos: list[Online] = conf(
-        [], "--probe: algorithms to compare, with the first one's gradient; []: algo alone"
-    )
+    probe_algos: list[Online] = conf([], "--probe: algorithms to compare with the first one's gradient; []: algo alone")
     probe_settings: list[Exploration] = conf([], "--probe: explorations to compare; []: own, neighbours and published")
     max_minutes: Positive | None = conf(None, MINUTES)
     tracker: Trackers = conf(["auto"], TRACKERS)

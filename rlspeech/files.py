@@ -228,9 +228,7 @@ def held(folder: str | Path | None) -> Iterator[None]:
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot make {folder}", error.strerror or str(error), "name another folder with --out"
-        ) from error
+        raise UserError(f"cannot make {folder}", error.strerror or str(error), "name another --out") from error
     handle = None
     try:
         with suppress(ImportError, OSError):  # not POSIX; a disk that cannot lock

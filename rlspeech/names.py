@@ -62,9 +62,8 @@ def refuse_pointers(folder: Path) -> None:
     """Raise ``UserError`` where weights or settings in a folder have not been fetched from Git LFS."""
     lacking = sorted(p.name for p in folder.glob("*") if p.is_file() and p.stat().st_size < 1024 and is_pointer(p))
     if lacking:
-        raise UserError(
-            f"{folder} is not complete", f"{', '.join(lacking[:4])}: {POINTER}", f"{PULL} in its repository"
-        )
+        why = f"{', '.join(lacking[:4])}: {POINTER}"
+        raise UserError(f"{folder} is not complete", why, f"{PULL} in its repository")
 
 
 def nfc(name: str) -> str:

@@ -34,9 +34,7 @@ from rlspeech.types import UserError
 
 KEEP = 2  # checkpoints besides the best one
 # files of a run that has not begun
-SETTINGS = frozenset(
-    {"config.yaml", "config.resolved.json", "env.json", ".lock", "report.html", "shard.json", "wandb-id"}
-)
+SETTINGS = {"config.yaml", "config.resolved.json", "env.json", ".lock", "report.html", "shard.json", "wandb-id"}
 # Keys that may differ when a run goes on: they change where, how fast and how often it looks, not what is computed.
 NEUTRAL = frozenset(
     "out shard device workers save_every valid_every max_minutes micro_batch micro_tokens gradient_checkpointing "

@@ -146,9 +146,8 @@ class ScoreFile:
         facts = systems.setdefault(system, {})
         known, before = objects(facts.get("metrics")), facts.get("input")
         moved = isinstance(before, dict) and bool(before.get("resampled"))  # then the rate of a metric matters too
-        self.outdated = [
-            n for n, m in metrics.items() if n in known and _identity(known[n], moved) != _identity(m, moved)
-        ]
+        kept = {n: m for n, m in metrics.items() if n in known}
+        self.outdated = [n for n, m in kept.items() if _identity(known[n], moved) != _identity(m, moved)]
         stale = [n for n in metrics if n in self.outdated or n not in known]
         facts["metrics"] = known | metrics
         try:

@@ -76,9 +76,7 @@ class StoredSamples:
             missing += [] if any(column in row for row in found) else [name]  # null in all may mean: nothing to judge
         if missing:
             what, asked = f"{self.folder} has no scores of {', '.join(missing)}", " --reward ".join(["", *missing])
-            raise UserError(
-                what, "its samples are learnt from by their rewards", f"rlspeech reward {self.folder}{asked}"
-            )
+            raise UserError(what, "they are learnt from by their rewards", f"rlspeech reward {self.folder}{asked}")
         return out
 
     def sample(self, index: int, rate: int) -> Sample:

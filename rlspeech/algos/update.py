@@ -173,9 +173,8 @@ class PolicyUpdate(ABC):
         Held guards are scaled by their spread in the group, which is what can be chosen from; lambda 1 weighs as all rewards together.
         """
         size, whole = 1 + sum(self.held.values()), sum(abs(spec.weight) for spec in self.config.rewards)
-        own = [
-            s.model_copy(update={"weight": s.weight * self.factors.get(s.name, 1) / size}) for s in self.config.rewards
-        ]
+        factors, rewards = self.factors, self.config.rewards
+        own = [s.model_copy(update={"weight": s.weight * factors.get(s.name, 1) / size}) for s in rewards]
         return own + [RewardSpec(name=n, weight=whole * by / size, scale="group") for n, by in self.held.items()]
 
     @abstractmethod

@@ -443,9 +443,7 @@ def ct2(
 
 @command(convert, "rlspeech convert average runs/seed0 runs/seed1 runs/seed2 --step 1.5 --out runs/mean")
 def average(
-    sources: Annotated[
-        list[str], Argument(metavar="RUN", help="Run folders or checkpoints that started from one model.")
-    ],
+    sources: Annotated[list[str], Argument(metavar="RUN", help="Runs or checkpoints that started from one model.")],
     out: Annotated[str, Option(metavar="OUT", help="Folder to write; an existing one is refused.")],
     step: Annotated[float, Option(help="How far to go from the base: 1 is the mean, 1.5 half as far beyond it.")] = 1.0,
     base: Annotated[str | None, Option(metavar="NAME", help="What they started from (default: as they say).")] = None,

@@ -170,9 +170,7 @@ def lhotse(
     "workers",
 )
 def hub(
-    root: Annotated[
-        str, Argument(metavar="NAME|FOLDER|FILE", help="Data set of the Hub (user/name), or parquet here.")
-    ],
+    root: Annotated[str, Argument(metavar="NAME|FOLDER|FILE", help="Data set of the Hub (user/name) or parquet here.")],
     splits: Annotated[list[str] | None, Option("--split")] = None,
     subset: str | None = None,
     revision: str | None = None,

@@ -145,9 +145,8 @@ def _shard(name: PurePosixPath, path: Path | None) -> Shard:
     if split.isdigit() and folders:
         split = folders.pop()
     split = safe_name(split)
-    return Shard(
-        name, "/".join(folders) or "default", f"{split}_rows" if f"{split}.jsonl" in ASIDE_NAMES else split, path
-    )
+    split = f"{split}_rows" if f"{split}.jsonl" in ASIDE_NAMES else split
+    return Shard(name, "/".join(folders) or "default", split, path)
 
 
 def _row(batch: Any, n: int, columns: dict[str, str], shard: Shard, target: Path, path: Path) -> Candidate:

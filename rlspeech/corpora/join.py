@@ -36,9 +36,7 @@ class Join(Source):
 
     name = "join"
     needed = ("manifests",)
-    manifests: list[str] = conf(
-        [], "manifests or folders that hold one; MANIFEST:condition=noisy sets a column of its rows"
-    )
+    manifests: list[str] = conf([], "manifests or folders that hold one; MANIFEST:condition=noisy sets a column in it")
     sample: int | None = conf(None, "keep only this many rows, drawn at random, in their order; none: all", ge=1)
     seed: int = conf(0, "of the sample", ge=0)
 

@@ -40,9 +40,7 @@ class PrepareTts(Source):
 
     name = "tts"
     needed = ("root",)
-    root: str | None = conf(
-        None, "LibriTTS-like folder, manifest, list as in seed-tts-eval, or a .txt with a text a line"
-    )
+    root: str | None = conf(None, "LibriTTS-like folder, manifest, list as in seed-tts-eval, or .txt, a text a line")
     prompts: str | None = conf(None, "voices for a .txt of lines: manifest of speech with transcripts")
     prompt_s: tuple[NonNegative, NonNegative] = conf((1.0, 10.0), "shortest and longest prompt, in seconds")
     limits: Limits = conf(Limits(), "what is dropped of a folder")

@@ -34,9 +34,7 @@ class Limits(Strict):
     min_s: float = conf(0.3, "shorter recordings are dropped (impulse responses excepted)", ge=0)
     max_s: Positive | None = conf(None, "longer recordings are dropped; null keeps all")
     min_rate_hz: Whole = conf(16000, "recordings at a lower rate are dropped")
-    length_tolerance_s: float = conf(
-        0.1, "between header, manifest and samples, and between the two files of a pair", ge=0
-    )
+    length_tolerance_s: float = conf(0.1, "between header, manifest and samples, and between the files of a pair", ge=0)
     silence_speech_dbfs: Decibels = conf(NOTHING_DBFS, "speech whose loudest 0.1 s lies below this is silent")
     silence_other_dbfs: Decibels = conf(NOTHING_DBFS, "the same for noise, noisy recordings and impulse responses")
     clipped_speech: float = conf(0.001, "largest share of clipped samples in clean speech", ge=0, le=1)

@@ -40,9 +40,7 @@ _TAG = re.compile(r"\[[^][]*\]|\([^()]*\)|<[^<>]*>|\{[^{}]*\}|\*[^*]*\*|【[^【
 _MARK = re.compile(r"[.,?!;:…](?!\w)|[。，、？！；：؟،؛।]")
 _KANA = ("hiragana", "katakana", "katakana-hiragana", "halfwidth")
 _NAMES = {"cjk": "han", "ideographic": "han", **dict.fromkeys(_KANA, "kana")}
-_NO_SCRIPT = frozenset(
-    "modifier mathematical combining feminine masculine micro fullwidth double-struck script".split()
-)
+_NO_SCRIPT = set("modifier mathematical combining feminine masculine micro fullwidth double-struck script".split())
 
 
 def normalise_basic(text: str) -> str:

@@ -147,9 +147,8 @@ def convert_whisper(folder: Path, place: Path) -> int:
     del wanted["proj_out.weight"]  # it is the table of embeddings
     if wrong := set(wanted.items()) ^ {(k, v.shape) for k, v in state.items()}:
         raise ValueError(f"its weights are not a Whisper's: {min(wrong)[0]} is missing, or of another shape")
-    extractor = WhisperFeatureExtractor(
-        feature_size=mels, chunk_length=sizes["max_source_positions"] // 50
-    )  # 20 ms each
+    seconds = sizes["max_source_positions"] // 50  # 20 ms each
+    extractor = WhisperFeatureExtractor(feature_size=mels, chunk_length=seconds)
     for saved in (config, GenerationConfig(**given), extractor):
         saved.save_pretrained(place)
     save_file(state, place / "model.safetensors", metadata={"format": "pt"})

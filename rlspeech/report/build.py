@@ -391,12 +391,11 @@ def _trained_on(run: RunRecord) -> dict[str, Any]:
     guards = [(s, number(s.get("max_drop"))) for s in _specs(run, "guards")]
     watched = [(s["name"], drop, "held within" if s.get("hold") else "may drop by") for s, drop in guards]
     held_out = "held back from the data" if config.get("data") else "of the embedded corpus"
+    title = "measured" if run.method == "control" else "rewarded"
     return {
         "data": config.get("data") or "the embedded corpus",
         "validation": config.get("valid") or held_out,
-        "measured" if run.method == "control" else "rewarded": ", ".join(
-            f"{s.get('weight', 1):g} x {s['name']}" for s in rewards
-        ),
+        title: ", ".join(f"{s.get('weight', 1):g} x {s['name']}" for s in rewards),
         "watched": ", ".join(n if drop is None else f"{n} ({how} {drop:g})" for n, drop, how in watched),
     }
 

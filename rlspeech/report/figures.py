@@ -31,9 +31,8 @@ SIZE = (245, 126)  # of a drawing in points
 MAX_PLOTS = 24  # of one group
 MAX_POINTS = 400
 SMOOTH_FROM = 60
-GROUPS = dict(
-    reward="Rewards", guard="Guards", valid="Validation", train="Training", cost="Cost", spread="Distributions"
-)
+_TITLES = ("Rewards", "Guards", "Validation", "Training", "Cost", "Distributions")
+GROUPS = dict(zip("reward guard valid train cost spread".split(), _TITLES, strict=True))
 CLOCKS = ("step", "time", "seconds")
 NUMBER = re.compile(r"-?\d+\.\d{3,}")
 ATTRIBUTES = ("fill", "stroke", "opacity", "clip-path", "text-anchor")  # and all that begin with fill- or stroke-

@@ -146,19 +146,14 @@ def _show(config: RL, rows: Sequence[dict[str, Any]]) -> None:
         costs = [f"{r['cosine']:.2f}", str(r["rollouts"]), f"{r['seconds']:.1f}"] if several else []
         cells.append([r[k] for k in ("algo", "setting") if k in r] + (costs or [f"{r['rollouts_per_s']:.1f}"]))
         cells[-1] += [_cell(r[n]) if n in r else "" for n in names]
-    notes = [
-        "0: the gradients have no common direction, the run would wander; (n): prompts a step at which it is half signal"
-    ]
+    notes = ["0: the gradients have no common direction, the run would wander; (n): prompts a step, half of it signal"]
     head = ["exploration", "rollouts/s", *names]
     if several:
-        size, head = (
-            f"{config.prompts_per_step} prompts",
-            ["algorithm", "exploration", "cosine", "rollouts", "s", *names],
-        )
+        size = f"{config.prompts_per_step} prompts"
+        head = ["algorithm", "exploration", "cosine", "rollouts", "s", *names]
         notes.append(f"cosine: of the mean gradient with that of {rows[0]['algo']}; rollouts, s: of one gradient")
-    log.table(
-        f"agreement of {config.probe_batches} gradients of {size}: mean pairwise cosine (95 %)", head, cells, notes
-    )
+    what = f"agreement of {config.probe_batches} gradients of {size}: mean pairwise cosine (95 %)"
+    log.table(what, head, cells, notes)
 
 
 def _measure(algo: PolicyUpdate, scorer: Scorer, feed: Any, bar: Any) -> tuple[dict[str, Any], float, Tensor]:
@@ -179,9 +174,8 @@ def _measure(algo: PolicyUpdate, scorer: Scorer, feed: Any, bar: Any) -> tuple[d
             named = next((r for r in config.rewards if r.name == name), None)
             spec = named or config.rewards[0].model_copy(update={"name": name, "bounds": (None, None)})
             alone = [spec.model_copy(update={"weight": 1.0})]
-            columns[name] = algo.advantage_of(cast(Rollout, rollout), experience.scores, alone, experience.base)[
-                1
-            ].value
+            made = algo.advantage_of(cast(Rollout, rollout), experience.scores, alone, experience.base)
+            columns[name] = made[1].value
         for name, g in (algo.reward_gradients(experience, columns) if columns else {}).items():
             grads.setdefault(name, []).append(g.cpu())
         bar.advance(1)

@@ -99,9 +99,8 @@ def run(config: SampleSet) -> dict[str, Any]:
     counts |= {"finished": round(sum(row.get("finished", True) for row in made) / len(made), 4)}
     log.table(f"Samples in {folder}", ["", ""], [[k, v] for k, v in counts.items()])
     log.say(f"next: rlspeech reward {folder} --reward NAME, for each reward to learn from")
-    log.say(
-        f"then: rlspeech rl --task {config.task} --algo dpo --model {config.model} --samples {folder} --reward NAME"
-    )
+    task = f"--task {config.task} --model {config.model}"
+    log.say(f"then: rlspeech rl --algo dpo {task} --samples {folder} --reward NAME")
     counts["seconds"] = round(time.monotonic() - began_s, 1)
     return {"stage": "sample", "out": str(folder), **counts, "errors": failed}
 

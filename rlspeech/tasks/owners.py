@@ -85,9 +85,7 @@ POLICY = (
     Rule(SAMPLED, "--algo grpo, ppo, awr or grpo+diffro", lambda c: c.algo not in ("diffro", "dpo")),
     Rule("advantage", "--algo grpo, awr, grpo+diffro or dpo", lambda c: c.algo not in ("diffro", "ppo")),
     Rule(
-        "advantage_std dynamic_sampling",
-        "--algo grpo, awr or grpo+diffro",
-        lambda c: "grpo" in c.algo or c.algo == "awr",
+        "advantage_std dynamic_sampling", "--algo grpo, awr, grpo+diffro", lambda c: "grpo" in c.algo or c.algo == "awr"
     ),
     Rule("dpo samples", "--algo dpo", lambda c: c.algo == "dpo"),
     Rule(f"data clip_s {DRAWING}", "rollouts; dpo has the prompts of --samples", lambda c: c.algo != "dpo"),
@@ -118,11 +116,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             lambda c: "diffro" not in c.algo and (c.train_encoder, c.offload, c.weights) == (False, "none", "fixed"),
         ),
         Rule("hold", "a guard that is held", lambda c: any(g.hold for g in c.guards)),
-        Rule(
-            "supervised_on",
-            "a supervised_weight above 0, not of dpo",
-            lambda c: c.supervised_weight and c.algo != "dpo",
-        ),
+        Rule("supervised_on", "supervised_weight above 0, not dpo", lambda c: c.supervised_weight and c.algo != "dpo"),
         Rule("encoder_cache_mib", "train_encoder=false", lambda c: not c.train_encoder),
     ),
     "Pretrain": (

@@ -409,9 +409,8 @@ class Whisper(Family):
         """Prompts with the language that the decoder hears, where none was named."""
         made = list(ids)
         if unknown := [i for i, row in enumerate(made) if bool((row < 0).any())]:
-            for i, language in zip(
-                unknown, self._detect(torch.stack([audio[i].detach() for i in unknown])), strict=True
-            ):
+            found = self._detect(torch.stack([audio[i].detach() for i in unknown]))
+            for i, language in zip(unknown, found, strict=True):
                 made[i] = torch.where(made[i] < 0, language, made[i])
         return made
 

@@ -57,9 +57,8 @@ class Asr(Task):
         *("sampling.language", "sampling.prompt", "sampling.tokens_per_s"),
     }
     next_command = "rlspeech rl --task asr --model {run}, or rlspeech transcribe FILE --model {run}"
-    default_rewards = tuple(
-        RewardSpec(name=f"asr_{x}", scale="none") for x in ("accuracy", "hallucination", "keywords")
-    )
+    _rules = ("asr_accuracy", "asr_hallucination", "asr_keywords")
+    default_rewards = tuple(RewardSpec(name=name, scale="none") for name in _rules)
     default_guards = ("asr_wer", "asr_insertions", "asr_deletions")
     default_metrics = tuple(
         "asr_wer asr_cer asr_insertions asr_deletions asr_substitutions asr_exact asr_keyword_f1 asr_hallucinated".split()
