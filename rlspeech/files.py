@@ -217,10 +217,7 @@ def _alive(pid: int) -> bool:
 def held(folder: str | Path | None) -> Iterator[None]:
     """Keep other processes from writing into a folder, which is made where it is missing, and clear it of half-written files.
 
-    None holds nothing.
-
-    Raises:
-        UserError: another process writes there, or it cannot be made.
+    None holds nothing. Raises ``UserError``: another process writes there, or it cannot be made.
     """
     if folder is None:
         yield

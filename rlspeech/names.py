@@ -96,8 +96,7 @@ def local_path(name: str, base: str = "") -> str:
     """The path that a name stands for, below ``base`` where it is relative: ``~`` is the home, ``file:`` is left out, ``\\`` parts folders
     where no file has it in its name.
 
-    Raises:
-        ValueError: an address of another machine, or of a store.
+    Raises ``ValueError``: an address of another machine, or of a store.
     """
     if base[1:] and _PLAIN.fullmatch(name):
         return f"{base}/{name}"

@@ -39,8 +39,7 @@ def load_function(path: str, what: str = "reward", usage: str = "def f(wavs, tex
 
     The error says what it is wanted as (``what``), and the signature that is expected (``usage``).
 
-    Raises:
-        UserError: it cannot be imported, or cannot be called.
+    Raises ``UserError``: it cannot be imported, or cannot be called.
     """
     if not {"", os.getcwd()} & {*sys.path}:
         sys.path.append(os.getcwd())

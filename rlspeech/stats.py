@@ -87,8 +87,7 @@ def paired_delta(system: Column, baseline: Column, seed: int = 0) -> Interval:
 
     Values are by key, or (K,) in the same order.
 
-    Raises:
-        ValueError: two sequences of different lengths, or a mapping against a sequence.
+    Raises ``ValueError``: two sequences of different lengths, or a mapping against a sequence.
     """
     if isinstance(system, Mapping) and isinstance(baseline, Mapping):
         keys = sorted({*system, *baseline})

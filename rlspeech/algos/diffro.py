@@ -91,10 +91,7 @@ class _Soft(PolicyUpdate):
         """Gradients of the differentiable reward's loss, one a micro-batch of prompts, and what is logged of them.
 
         The kept rows are in the experience's ``extra``; its ``reward`` takes the values where DiffRO is alone. ``kl_beta`` is 0 where
-        another loss has the KL.
-
-        Raises:
-            UserError: more kept rows without a score than ``max_unscorable``.
+        another loss has the KL. Raises ``UserError``: more kept rows without a score than ``max_unscorable``.
         """
         cfg, rollout, kept = self.config, cast(Rollout, experience.rollout), experience.extra["kept"]
         policy, soft = cast(RelaxPolicy, self.policy), cast(SoftReward, self.soft)

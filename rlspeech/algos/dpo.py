@@ -89,11 +89,7 @@ class StoredSamples:
 
 
 class DPO(GRPO):
-    """Preferences between stored samples.
-
-    Raises:
-        UserError: no samples, or none with scores; settings of rollouts.
-    """
+    """Preferences between stored samples. Raises ``UserError``: no samples, or none with scores; settings of rollouts."""
 
     name = "dpo"
     requires: ClassVar[frozenset[str]] = frozenset({"fit"})

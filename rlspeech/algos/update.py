@@ -120,8 +120,7 @@ class PolicyUpdate(ABC):
 
     ``optimizer`` is over ``policy.parameters()``; ``ranks`` are the processes among which prompts are shared out.
 
-    Raises:
-        UserError: the policy does not support what this needs, or nothing is to be trained.
+    Raises ``UserError``: the policy does not support what this needs, or nothing is to be trained.
     """
 
     name: ClassVar[str]
@@ -255,8 +254,7 @@ class PolicyUpdate(ABC):
 
         ``seed`` is that of the noise; ``further`` gives so many prompts more, for dynamic sampling.
 
-        Raises:
-            UserError: more rows without a score than ``max_unscorable``.
+        Raises ``UserError``: more rows without a score than ``max_unscorable``.
         """
         nothing, seconds = Advantage(torch.zeros(0), 0.0, 0.0, 0, 0), {"rollout": 0.0, "reward": 0.0}
         if not self.config.policy_weight:

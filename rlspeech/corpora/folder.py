@@ -114,8 +114,7 @@ def find(source: str | Path, split: str = "manifest", skip: Path | None = None) 
 
     A .tar is WebDataset's, or a folder of nothing else. The folder ``skip`` is left out: the output, where it lies inside the source.
 
-    Raises:
-        UserError: neither folder nor manifest, or no audio in it.
+    Raises ``UserError``: neither folder nor manifest, or no audio in it.
     """
     tars = [Path(source)] if str(source).endswith(TAR) else sorted(Path(source).glob(f"*{TAR}"))
     if tars and (Path(source).is_file() or not audio_files(Path(source), skip)):

@@ -373,8 +373,7 @@ def recognise(
 
     The journal ``folder/NAME.jsonl`` is continued where it is there; ``language`` is handed to recognisers that take one.
 
-    Raises:
-        UserError: it cannot be loaded, or fails on every row.
+    Raises ``UserError``: it cannot be loaded, or fails on every row.
     """
     with JsonlWriter(folder / f"{safe_name(name)}.jsonl", "key") as journal:
         state = f"{language or ''}|{_weights(name)}"

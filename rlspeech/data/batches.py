@@ -145,8 +145,7 @@ def open_clips(
 
     With ``channels`` 2 clips of a paired manifest are (2, T); mixtures made on the fly are always mono.
 
-    Raises:
-        UserError: no such thing, or rows without a target.
+    Raises ``UserError``: no such thing, or rows without a target.
     """
     found = find_manifest(path)
     if found.suffix == ".json" and not holds_rows(found):

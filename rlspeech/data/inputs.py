@@ -366,8 +366,7 @@ def read_list(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     where its quotes do not close they are part of the sentences, as "|" tables have them always. Everything else goes by Kaldi's rule:
     the name is what stands before the first white space; or before a tab, where it ends as sound does.
 
-    Raises:
-        UserError: it cannot be read.
+    Raises ``UserError``: it cannot be read.
     """
     path = Path(path)
     if path.suffix.lower() in ROWS:
@@ -442,8 +441,7 @@ def read_texts(path: str | Path, keys: tuple[str, ...] = ("text",)) -> dict[str,
 
     A JSONL row has its text in the first of ``keys`` that it has, whose null is no text.
 
-    Raises:
-        UserError: unreadable, a line that is neither, or two texts for one id.
+    Raises ``UserError``: unreadable, a line that is neither, or two texts for one id.
     """
     path = Path(path)
     if path.is_dir():

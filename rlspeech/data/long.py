@@ -27,8 +27,7 @@ def spans(samples: int, size: int, overlap: int, grid: int = 1) -> list[tuple[in
 
     Every stretch starts at a multiple of ``grid``; the last one is then shorter than the rest by less than it.
 
-    Raises:
-        ValueError: an overlap that is not shorter than half a chunk, or chunks that a step of the grid does not fit into.
+    Raises ``ValueError``: an overlap that is not shorter than half a chunk, or chunks that a step of the grid does not fit into.
     """
     step = (size - overlap) // grid * grid
     if not 0 <= overlap * 2 < size or step <= 0:

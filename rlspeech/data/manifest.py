@@ -42,8 +42,7 @@ def from_row(row: dict[str, Any], base: Path, texts_only: bool = False) -> Utter
 
     With ``texts_only`` no audio is read, and a row with an id, which may be called key, need not name any.
 
-    Raises:
-        ValueError: a key is missing or has the wrong type; the message says which.
+    Raises ``ValueError``: a key is missing or has the wrong type; the message says which.
     """
     if texts_only and row.get("id") is None and "key" in row:
         row["id"] = row["key"]
@@ -178,10 +177,7 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     """Read a manifest; relative paths are resolved against its folder, unknown keys go to ``extra``.
 
     An id that is no safe file name is replaced by ``safe_name`` (the original stays in ``extra["original_id"]``), so that outputs
-    named after ids stay inside their folder.
-
-    Raises:
-        UserError: unreadable, empty, or with bad lines, which are listed by number.
+    named after ids stay inside their folder. Raises ``UserError``: unreadable, empty, or with bad lines, which are listed by number.
     """
     return [utt for _, utt in usable_rows(path)]
 
@@ -253,8 +249,7 @@ def find_manifest(path: str | Path, *, recipe: bool = True) -> Path:
 
     With ``recipe`` a folder's ``mix.json`` counts, and goes before its manifests.
 
-    Raises:
-        UserError: nothing there, or more than one candidate.
+    Raises ``UserError``: nothing there, or more than one candidate.
     """
     path = Path(path)
     if path.is_file():

@@ -168,10 +168,7 @@ def write_about(folder: Path, about: dict[str, Any], card: Card) -> None:
 def load_net(cls: Any, where: str | Path, *, strict: bool = False, **options: Any) -> Any:
     """A transformers model with all its weights; an adapter that the checkpoint brings is folded in. Arguments as in ``pretrained``.
 
-    With ``strict`` weights that the model does not have are refused as well.
-
-    Raises:
-        ValueError: weights that do not fit the config.
+    With ``strict`` weights that the model does not have are refused as well. Raises ``ValueError``: weights that do not fit the config.
     """
     with quietly():
         net, found = pretrained(cls, where, output_loading_info=True, **options)

@@ -93,8 +93,7 @@ def resolve(asked: str, options: dict[str, Any] | None = None, ask: bool = True)
 
     Options in the name go before ``options``; the server at an address is asked what it has, unless ``ask`` is False.
 
-    Raises:
-        UserError: no such reward (the closest name is offered), or one that cannot be used here.
+    Raises ``UserError``: no such reward (the closest name is offered), or one that cannot be used here.
     """
     match = re.fullmatch(r"\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*", asked)
     if match is None:

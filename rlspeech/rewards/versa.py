@@ -97,11 +97,7 @@ def export(source: Path, out: Path, system: str | None = None) -> Done:
 
 
 def take(source: Path, out: Path, system: str) -> Done:
-    """Write VERSA's rows as ours, with a ``.meta.json`` beside them.
-
-    Raises:
-        UserError: not one row that could be read.
-    """
+    """Write VERSA's rows as ours, with a ``.meta.json`` beside them. Raises ``UserError``: not one row that could be read."""
     done, rows = Done(), dict[str, dict[str, Any]]()
     for row in _rows(source, done):
         key = str(row["key"])

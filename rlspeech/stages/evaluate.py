@@ -221,10 +221,7 @@ class Result:
     """Means, rates and paired differences, of all utterances and of each value of a column.
 
     The systems are in the order in which they answered; ``baseline`` is a compared one, or None. ``notes`` are remarks, and the reasons of
-    what could not be scored.
-
-    Raises:
-        UserError: there is not one score.
+    what could not be scored. Raises ``UserError``: there is not one score.
     """
 
     def __init__(

@@ -127,8 +127,7 @@ def complete(config: RL, task: Task) -> RL:
     Default guards that are rewarded, or cannot be computed here, are left out; guards that are asked for as ``NAME?`` where they cannot.
     Where DNSMOS is rewarded, DistillMOS is such a default guard: either is raised by its own gradient while the other falls.
 
-    Raises:
-        UserError: settings of another task.
+    Raises ``UserError``: settings of another task.
     """
     from rlspeech.rewards.base import available
 

@@ -125,10 +125,7 @@ class Task:
 
         Without ``data`` the embedded ones; without ``valid`` utterances are held back from the data. Left out, with a warning: for
         ``pretrain`` rows whose text has not been recorded; where rows are transcribed those without a text or longer than the
-        model takes.
-
-        Raises:
-            UserError: no row can be used.
+        model takes. Raises ``UserError``: no row can be used.
         """
         data, valid = config.data, config.valid
         if data is None:
@@ -250,8 +247,7 @@ def set_anew(name: str, settings: Any, own: Any, soft: Collection[str]) -> dict[
 
     Weights do not depend on the ``soft`` settings; the others must be those of the checkpoint.
 
-    Raises:
-        UserError: a setting that does not fit the weights.
+    Raises ``UserError``: a setting that does not fit the weights.
     """
     given = {k: getattr(settings, k) for k in settings.model_fields_set}
     misfits = [k for k, v in given.items() if k not in soft and v != getattr(own, k, None)]

@@ -321,8 +321,7 @@ def load_codec(name: str = "embedded", device: torch.device | str = "cpu") -> Co
     ``xcodec2``, ``neucodec``, ``mimi`` and ``dac`` are those of the Hub; ``mimi:FOLDER`` or a Hub id or folder names another one, and
     ``mimi:FOLDER:2`` how many of its codebooks are used.
 
-    Raises:
-        UserError: no such codec, another kind of model, or weights that do not fit.
+    Raises ``UserError``: no such codec, another kind of model, or weights that do not fit.
     """
     if (parsed := parse(name)) is None:
         return EmbeddedCodec(load_model(name, "codec", device)[0], name)

@@ -97,11 +97,7 @@ ANSWER = "<|SPEECH_GENERATION_START|>"  # what a chat's answer begins with
 
 
 def layout_of(tokenizer: Any) -> Layout:
-    """The layout of a checkpoint without ``rlspeech.json``, by its vocabulary.
-
-    Raises:
-        UserError: none that is known here.
-    """
+    """The layout of a checkpoint without ``rlspeech.json``, by its vocabulary. Raises ``UserError``: none that is known here."""
     vocabulary = tokenizer.get_vocab()
     known = next((k for k in KNOWN if all(m in vocabulary for m in (k.code.format(0), *k.stops))), None)
     if known is None:

@@ -135,11 +135,7 @@ class Sentiment:
 
 
 def order_labels(labels: Sequence[str], order: str | None, name: str) -> list[int]:
-    """Indices of the labels, worst first.
-
-    Raises:
-        UserError: fewer than two labels, or no order in them and none given.
-    """
+    """Indices of the labels, worst first. Raises ``UserError``: fewer than two labels, or no order in them and none given."""
     if len(labels) < 2:
         why, hint = f"it has {len(labels)} output", "a classifier with labels such as 1 star ... 5 stars"
         raise UserError(f"{name} is no classifier with ordered labels", why, hint)

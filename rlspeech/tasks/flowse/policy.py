@@ -159,11 +159,7 @@ class Trail(list[Decision]):
 
 
 class FlowPolicy(GaussianPolicy):
-    """A ``GaussianPolicy`` over a window of the ODE's steps.
-
-    Raises:
-        UserError: a window that does not fit the number of steps.
-    """
+    """A ``GaussianPolicy`` over a window of the ODE's steps. Raises ``UserError``: a window that does not fit the number of steps."""
 
     supports = GaussianPolicy.supports | {"latent"}
     last_steps = 0  # Euler steps that are made again for a gradient
@@ -332,8 +328,7 @@ class RelaxedFlow(RelaxedGaussian, FlowPolicy):
     The gradient stops at the state that those steps start from (a truncated backpropagation, as DRaFT-K, arXiv 2309.17400): earlier
     steps cost as much memory again and add little, because the last ones decide the output.
 
-    Raises:
-        UserError: more steps than there are, or exploration without noise, which is the KL's unit.
+    Raises ``UserError``: more steps than there are, or exploration without noise, which is the KL's unit.
     """
 
     supports = FlowPolicy.supports | {"relax"}
