@@ -8,7 +8,7 @@ WORKERS ?= 2
 export OMP_WAIT_POLICY := PASSIVE
 export KMP_BLOCKTIME := 0
 
-.PHONY: help install demo demo-avse demo-asr demo-tts pipelines test test-unit torture lint bench bench-gpu clean
+.PHONY: help install demo demo-avse demo-asr demo-tts pipelines test test-unit test-vllm torture lint bench bench-gpu clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -41,6 +41,13 @@ test: $(STAMP)  ## all tests that can run here (real recordings: RLSPEECH_REALDA
 test-unit: export OMP_NUM_THREADS := 1
 test-unit: $(STAMP)  ## the quick tests, about two minutes on two cores
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow and not realdata and not realmodels and not gpu and not net'
+
+test-vllm: export OMP_NUM_THREADS := 1
+test-vllm: .venv-vllm/.installed  ## tests of rollouts in vLLM, in an environment of their own (.venv-vllm: some minutes, 4 GB)
+	@.venv-vllm/bin/python -m pytest -m vllm
+
+.venv-vllm/.installed: pyproject.toml .constraints.txt .ci/install
+	@VENV=.venv-vllm VLLM=1 PYTHON="$(PYTHON)" .ci/install && touch $@
 
 torture: export OMP_NUM_THREADS := 1
 torture: $(STAMP)  ## spoiled inputs, kills, signals, disks, rival processes; 15 minutes on two cores (SHARE=0.1: a tenth, SEED=1: others)

@@ -25,6 +25,7 @@ from rlspeech.config_parts import (
     NonNegative,
     Positive,
     RecogniserModel,
+    Rollouts,
     Sampling,
     ShardText,
     Share,
@@ -252,6 +253,7 @@ class RL(Strict):
     hold: Hold = Hold()
     explore: Exploration = Exploration()
     sampling: Sampling = Sampling()
+    rollouts: Rollouts = Rollouts()
     ppo: PPO = PPO()
     awr: AWR = AWR()
     diffro: DiffRO = DiffRO()

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 MOST = 2**32 - 1  # no number is larger: generators take no larger seed, and anything else of that size is a slip
 Count = Annotated[int, Field(ge=1)]
@@ -148,6 +148,25 @@ class Sampling(Strict):
     tokens_per_s: Positive = conf(12.0, "most tokens of a transcript per second of audio; longer ones are truncated")
     language: str | None = conf(None, "language of the speech, for models that take one")
     prompt: str | None = conf(None, "instruction or context, for models that take one (default: the model's own)")
+
+
+def _no_server(name: Any) -> Any:
+    if str(name).startswith(("http://", "https://")):
+        why = "a server's weights cannot follow the policy's: vLLM's takes them over NCCL or CUDA IPC alone, in its development mode"
+        raise ValueError(
+            f"{why}, and the policy's own vocabulary not at all; rollouts.engine=vllm runs one in this process"
+        )
+    return name
+
+
+class Rollouts(Strict):
+    """What samples the tokens of rollouts (``models/audio_lm/vllm.py``)."""
+
+    engine: Annotated[Literal["own", "vllm"], BeforeValidator(_no_server)] = conf(
+        "own", "vllm: vLLM in the same process, which gets the policy's weights before every collection (extra vllm)"
+    )
+    weight_cap: Positive | None = conf(2.0, "vllm: most that a token's importance weight may be; null: no correction")
+    cache_gib: Positive = conf(4.0, "vllm: memory of its key-value cache, in GiB; it bounds the longest row too")
 
 
 class FlowModel(Strict):

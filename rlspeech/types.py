@@ -129,6 +129,7 @@ class Rollout:
     samples: list[Sample]  # N decoded waveforms with their references, ready to be scored
     state: Any  # what the policy needs to re-evaluate the same decisions; opaque to all other code
     finished: Tensor  # (N,) bool, False where the rollout was cut off before its end
+    weight: Tensor | None = None  # (N, S) importance weights, where another engine than the policy has sampled
 
 
 class LogProb(NamedTuple):

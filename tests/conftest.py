@@ -1,7 +1,8 @@
-"""Tiers: unmarked tests are quick, ``slow`` ones take seconds; ``gpu``, ``net``, ``realdata`` and ``realmodels`` run where they can."""
+"""Tiers: unmarked tests are quick, ``slow`` ones take seconds; those with other markers run where they can."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -44,6 +45,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for variable in ("RLSPEECH_REALDATA", "RLSPEECH_REALMODELS", "RLSPEECH_NET"):
         if item.get_closest_marker(variable[9:].lower()) and not os.environ.get(variable):
             pytest.skip(f"{variable} is not set")
+    if item.get_closest_marker("vllm") and importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
     if item.get_closest_marker("gpu"):
         import torch
 

@@ -197,6 +197,7 @@ def policy_loss(
     level: Mean = "token",
     mean: Mean = "token",
     change_weight: float = 0.0,
+    importance: Tensor | None = None,
 ) -> Surrogate:
     """PPO's clipped surrogate plus beta times the KL to the reference. ``kl_old`` is the k3 estimate of the KL to who acted.
 
@@ -215,6 +216,7 @@ def policy_loss(
         clip_high: bound above 1 (DAPO, arXiv 2503.14476: a rare token needs more room to become likelier than to become rarer).
         level: "sequence": one ratio a rollout, the geometric mean of its decisions' (GSPO, arXiv 2507.18071).
         change_weight: of the output's change (``types.LogProb``), added as the KL is.
+        importance: (n, S) numbers that the surrogate of each decision is multiplied with (``Rollout.weight``).
         mean: w is 1, or "sequence": 1 / the rollout's decisions (GRPO, arXiv 2402.03300: long rollouts weigh no more than short ones).
     """
     log_ratio = torch.where(mask, new.logp - old, 0.0)  # a masked decision may hold anything
@@ -226,7 +228,8 @@ def policy_loss(
     log_ratio = log_ratio.clamp(-RATIO_LIMIT, RATIO_LIMIT)  # infinite times an advantage of 0 is not a number
     rho, a = log_ratio.exp(), advantage if advantage.dim() == 2 else advantage[:, None]
     clipped = rho.clamp(1 - clip_range, 1 + (clip_range if clip_high is None else clip_high))
-    weight = 1.0 / new.dt if ratio == "rationorm" else 1.0
+    weight: Tensor | float = 1.0 / new.dt if ratio == "rationorm" else 1.0
+    weight = weight if importance is None else weight * importance
     loss = _summed(-torch.minimum(rho * a, clipped * a) * weight, mask, mean) / normaliser
     known = mask if measured is None else measured
     count = known.sum().clamp_min(1)

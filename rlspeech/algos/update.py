@@ -409,6 +409,7 @@ class PolicyUpdate(ABC):
             new, old = self.evaluate(experience, rows, with_kl=with_kl)
             worth = advantage[rows].to(new.logp.device)
             form["measured"] = measured[device_rows]
+            form["importance"] = None if rollout.weight is None else rollout.weight[device_rows]
             made = policy_loss(new, old, mask[device_rows], worth, normaliser=normaliser, **form)
             if not experience.updates:
                 self._check(made)

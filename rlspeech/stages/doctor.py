@@ -302,6 +302,7 @@ FEATURES = (
     Feature("a second recogniser", "--recogniser pocketsphinx", {"pocketsphinx": "'rlspeech[asr]'"}),
     Feature("rewards over HTTP", "serve", dict.fromkeys(("fastapi", "uvicorn"), "'rlspeech[serve]'")),
     Feature("shards on a cluster", "--engine ray", {"ray": "'rlspeech[ray]'"}),
+    Feature("rollouts in vLLM", "--set rollouts.engine=vllm", {"vllm": "'rlspeech[vllm]'"}),
     Feature("curves in TensorBoard", "--set tracker=tensorboard", {"tensorboard": "'rlspeech[tracking]'"}),
     Feature("curves in Weights & Biases", "--set tracker=wandb", {"wandb": "wandb"}),
 )

@@ -259,7 +259,7 @@ def describe(experience: Experience) -> tuple[dict[str, Any], dict[str, float]]:
     scores = {"reward": mean_interval(experience.reward[own], n=1), **scores}
     row: dict[str, Any] = {k: found.mean for k, found in scores.items()}
     counts: dict[str, float] = {"": len(samples), **{k: found.n for k, found in scores.items()}}
-    counts |= dict.fromkeys(("sampler_gap", "temperature_gap"), float(rollout.mask[own].sum()))
+    counts |= dict.fromkeys(("sampler_gap", "temperature_gap", "rollout/logp_gap"), float(rollout.mask[own].sum()))
     if any(s.hypothesis is not None or s.tokens is not None for s in samples):
         row["tokens"] = rollout.mask[own].sum(1).float().mean().item()
         row["finished"] = rollout.finished[own].float().mean().item()

@@ -41,7 +41,7 @@ TASKED: dict[str, frozenset[str]] = {
     "RL": frozenset(
         "video supervised_on explore explore.window explore.start explore.nfe explore.shared_latent explore.mask_clamp "
         "probe_settings ratio reduction clip_s train_encoder sampling sampling.language sampling.prompt sampling.tokens_per_s "
-        "suppress reference_in_group encoder_cache_mib micro_tokens gradient_checkpointing attn_implementation "
+        "rollouts suppress reference_in_group encoder_cache_mib micro_tokens gradient_checkpointing attn_implementation "
         "precision kl offload sharding truncated truncated_reward valid_draws change_weight diffro.last_steps diffro.smooth".split()
     )
     | {f"diffro.{name}" for name in RELAXED},
@@ -74,6 +74,8 @@ POLICY = (
         lambda c: c.ppo.form == "critic",
     ),
     Rule("weights", "several rewards of rollouts", lambda c: c.algo != "dpo" and (c.algo, c.task) != ("diffro", "tts")),
+    Rule("rollouts", "--algo grpo, ppo or grpo+diffro", lambda c: c.algo in ("grpo", "ppo", "grpo+diffro")),
+    Rule("rollouts.weight_cap rollouts.cache_gib", "rollouts.engine=vllm", lambda c: c.rollouts.engine == "vllm"),
     Rule("weights_every", "weights=agreement", lambda c: c.weights == "agreement"),
     Rule("awr", "--algo awr", lambda c: c.algo == "awr"),
     Rule("ratio ratio_level reduction change_weight kl", "another --algo than awr", lambda c: c.algo != "awr"),

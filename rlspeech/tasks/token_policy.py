@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
@@ -31,7 +31,9 @@ from rlspeech.data.batches import Clip, bounded, seed_of
 from rlspeech.data.manifest import find_manifest, read_manifest
 from rlspeech.files import read_object
 from rlspeech.models.adapters import Adapted
-from rlspeech.models.audio_lm.generate import Generation, right_padded, set_attention
+from rlspeech.models.audio_lm.generate import Generation, like_lengths, right_padded, set_attention, widened
+from rlspeech.models.audio_lm.model import match_precision
+from rlspeech.models.audio_lm.vllm import VllmEngine, truncated_weights
 from rlspeech.types import Fit, LogProb, Rollout, Sample, UserError, Utterance
 
 
@@ -82,7 +84,7 @@ FEATURES = 256  # of a critic; wider hidden states are projected at random
 # what a recogniser's and a synthesiser's ``rl`` starts from
 TOKEN_SETTINGS = frozenset(
     "micro_tokens gradient_checkpointing attn_implementation kl offload precision sharding "
-    "reference_in_group sampling truncated truncated_reward normaliser by".split()
+    "reference_in_group sampling rollouts truncated truncated_reward normaliser by".split()
 )
 RL_DEFAULTS: dict[str, Any] = {
     **{"lora": None, "lr": 1e-4, "clip_s": 0.0, "clip_range": 0.2, "kl_beta": 0.04, "group": 8, "prompts_per_step": 16},
@@ -127,6 +129,9 @@ class TokenRollout:
     ids: Tensor  # (N, S) tokens, on the host
     mask: Tensor  # (N, S) bool, those that were drawn
     prompts: Tensor  # (N,) long
+    sampled: Tensor | None = (
+        None  # (N, S) log-probabilities by the engine that sampled, nan where not known; None: by the policy itself
+    )
 
 
 class TokenPolicy:
@@ -164,6 +169,9 @@ class TokenPolicy:
             match_precision(self.model, adapted.frozen)
         for model in filter(None, (self.model, adapted.frozen)) if config.attn_implementation != "auto" else ():
             set_attention(model.net, config.attn_implementation)
+        self.sampler = self.model
+        if config.rollouts.engine == "vllm":
+            self.sampler = VllmEngine(self.model, self._half, config.rollouts)
         if config.sharding == "fsdp" and torch.distributed.is_initialized():  # one process has nobody to share with
             adapted.shard(self._half)
 
@@ -195,14 +203,14 @@ class TokenPolicy:
             encoded = self._encode(batch)
             parked = encoded.to("cpu") if self.config.offload == "phase" else encoded
             self.announce("rollout")
-            ids, mask, finished, prompts, given = self._generate(encoded, batch, group, seed)
+            ids, mask, finished, prompts, given, sampled = self._generate(encoded, batch, group, seed)
         nothing = torch.tensor([self._is_empty(c) for c in batch])[prompts]  # was decided in their rows
         mask, finished = mask & ~nothing[:, None], finished | nothing
         samples = self._samples([batch[p] for p in prompts.tolist()], ids, mask, finished)
         for sample, is_reference in zip(samples, given.tolist(), strict=True):
             sample.reference = is_reference
         kept = None if getattr(self.model, "train_encoder", False) else parked
-        return self._pack(TokenRollout(batch, kept, ids, mask, prompts), samples, finished)
+        return self._pack(TokenRollout(batch, kept, ids, mask, prompts, sampled), samples, finished)
 
     @torch.no_grad()
     def base(self, batch: list[Clip], *, seed: int | None = None) -> list[Sample]:
@@ -215,20 +223,27 @@ class TokenPolicy:
                 return self._answers(model, batch)
 
     def _generate(self, encoded: Any, batch: Sequence[Clip], group: int, seed: int) -> tuple[Tensor, ...]:
-        """Ids and mask (N, S), finished, prompts and given (N,): ``group`` rows a clip, and its reference where that joins them."""
-        parts, step, most = [], max(1, ROWS // group), self._room(batch)
+        """Ids and mask (N, S), finished, prompts and given (N,): ``group`` rows a clip, and its reference where that joins them.
+
+        The last is what an engine says of its tokens (N, S), or None.
+        """
+        own, most = self.sampler is self.model, self._room(batch)
+        parts, step = [], max(1, ROWS // group) if own else len(batch)
         for at in range(0, len(batch), step):
             clips, room = batch[at : at + step], most[at : at + step]
             seeds = [seed_of(self.seed, seed, c.draw) for c in clips]
             how: dict[str, Any] = {"group": group, "sampling": self.sampling, "max_new_tokens": room, "seed": seeds}
-            parts.append(self.model.generate(encoded.select(range(at, at + len(clips))), **how))
+            parts.append(self.sampler.generate(encoded.select(range(at, at + len(clips))), **how))
         prompts = torch.arange(len(batch)).repeat_interleave(group)
         if self.config.reference_in_group and any(map(self._has_reference, batch)):
             joining, references = self._joining(batch, self.model.room(encoded, most))
             prompts, parts = torch.cat([prompts, joining]), [*parts, references]
         order, (ids, mask) = prompts.sort(stable=True).indices, self._stacked([d[:2] for d in parts])
-        finished = torch.cat([d.finished for d in parts])
-        return ids[order], mask[order], finished[order], prompts[order], order >= len(batch) * group
+        finished, sampled = torch.cat([d.finished for d in parts]), None
+        if not own:
+            logp = [torch.full(d.ids.shape, torch.nan) if d.logp is None else d.logp for d in parts]
+            sampled = widened(logp, torch.nan)[order]
+        return ids[order], mask[order], finished[order], prompts[order], order >= len(batch) * group, sampled
 
     def _joining(self, batch: Sequence[Clip], room: Sequence[int]) -> tuple[Tensor, Generation]:
         """Clips (K,) whose reference the policy could write, and those references."""
@@ -245,16 +260,14 @@ class TokenPolicy:
 
     def _stacked(self, rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Parts' ids and masks (n, S) as one, as wide as the widest."""
-        longest = max(ids.shape[1] for ids, _ in rows)
-        ids = torch.cat([pad(i, (0, longest - i.shape[1]), value=self.model.pad) for i, _ in rows])
-        return ids, torch.cat([pad(m, (0, longest - m.shape[1])) for _, m in rows])
+        return widened([ids for ids, _ in rows], self.model.pad), widened([mask for _, mask in rows], 0)
 
     @torch.no_grad()
     def join(self, parts: Sequence[tuple[Rollout, Tensor]]) -> Rollout:
         """Some prompts (K,) of several rollouts as one; see ``GRPO.refill``. Its micro-batches are new, and ``logp`` with them."""
         self.announce("rollout")
         clips, samples, owners, encoded = list[Clip](), list[Sample](), list[int](), list[Any]()
-        ids_mask, finished = list[tuple[Tensor, Tensor]](), list[Tensor]()
+        ids_mask, finished, sampled = list[tuple[Tensor, Tensor]](), list[Tensor](), list[Tensor]()
         for rollout, chosen in parts:
             state: TokenRollout = rollout.state
             if state.encoded is not None:
@@ -264,10 +277,12 @@ class TokenPolicy:
                 owners += [len(clips)] * len(rows)
                 clips.append(state.clips[p])
                 ids_mask.append((state.ids[rows], state.mask[rows]))
+                sampled += [] if state.sampled is None else [state.sampled[rows]]
                 finished.append(rollout.finished[rows])
                 samples += [rollout.samples[i] for i in rows.tolist()]
         whole = type(encoded[0]).joined(encoded) if encoded else None
-        made = TokenRollout(clips, whole, *self._stacked(ids_mask), torch.tensor(owners))
+        by_engine = widened(sampled, torch.nan) if sampled else None
+        made = TokenRollout(clips, whole, *self._stacked(ids_mask), torch.tensor(owners), by_engine)
         return self._pack(made, samples, torch.cat(finished))
 
     def _once(self, name: str, message: str) -> None:
@@ -297,8 +312,14 @@ class TokenPolicy:
             gaps += [gap] * cut
             warm += [away] * (warmth != 1)
         self._compare(gaps, warm)
-        mask = state.mask.to(self.device) & logp.isfinite()
-        return Rollout(state.prompts, torch.where(mask, logp, torch.zeros_like(logp)), mask, samples, state, finished)
+        mask, weight = state.mask.to(self.device) & logp.isfinite(), None
+        logp = torch.where(mask, logp, torch.zeros_like(logp))
+        if state.sampled is not None:
+            weight, noted = truncated_weights(
+                logp, state.sampled.to(logp.device), mask, self.config.rollouts.weight_cap
+            )
+            self.notes |= noted
+        return Rollout(state.prompts, logp, mask, samples, state, finished, weight)
 
     def _micro(self, state: TokenRollout) -> Iterator[Tensor]:
         """Rows (n,) of every micro-batch of the updates on this collection (``algos.update``)."""
@@ -489,30 +510,3 @@ class TokenPolicy:
         mask = mask & ~shut
         each = -torch.where(mask, logp, torch.zeros_like(logp)).sum(1) / mask.sum(1).clamp_min(1)
         return each.sum() / len(prompts)
-
-
-def match_precision(model: nn.Module, reference: nn.Module) -> None:
-    """Give a bf16 reference the arithmetic of its policy, whose weights are fp32 under autocast: its KL then starts at exactly 0.
-
-    Autocast rounds the operands of products to bf16, so that the weights of linear layers may stay so, which are nearly all of them; what
-    is looked up or multiplied element by element (embeddings, norms) is not rounded, and neither is what is added to it.
-    """
-    for ours, theirs in zip(model.modules(), reference.modules(), strict=True):
-        for p, q in zip(ours.parameters(recurse=False), theirs.parameters(recurse=False), strict=True):
-            if p.requires_grad and not isinstance(theirs, nn.Linear):
-                q.data = q.data.float()
-
-
-def like_lengths(lengths: Tensor, spare: int) -> list[Tensor]:
-    """Rows (n,) of lengths (n,) in parts of like length, each padded to its longest: what one row that never stops costs its neighbours.
-
-    Args:
-        lengths: in tokens.
-        spare: padded tokens that a further part has to save.
-    """
-    ordered, order = lengths.sort(descending=True, stable=True)
-    saved = (ordered[:1] - ordered) * torch.arange(len(ordered), 0, -1)  # by a cut before each row
-    if not len(saved) or int(saved.max()) <= spare:
-        return [order.sort().values]
-    at = int(saved.argmax())
-    return [rows for part in (order[:at], order[at:]) for rows in (part[i] for i in like_lengths(lengths[part], spare))]

@@ -245,6 +245,7 @@ def test_the_clipped_loss_equals_numpy(seed: int, clip: float, beta: float, per_
     n, steps = 5, 3
     old, new, kl = (0.3 * rng.standard_normal((n, steps)) for _ in range(3))
     mask, a = rng.random((n, steps)) > 0.3, rng.standard_normal((n, steps) if per_decision else n)
+    w = rng.uniform(0.2, 2.0, (n, steps)) if per_decision else np.ones((n, steps))  # of who sampled
     total, slope, hit = 0.0, np.zeros((n, steps)), {1: [0, 0], -1: [0, 0]}
     for i in range(n):
         for s in range(steps):
@@ -253,8 +254,10 @@ def test_the_clipped_loss_equals_numpy(seed: int, clip: float, beta: float, per_
             advantage = float(a[i, s] if per_decision else a[i])
             rho, side = math.exp(new[i, s] - old[i, s]), 1 if advantage > 0 else -1
             bound = min(rho, 1 + clip) if advantage > 0 else max(rho, 1 - clip)
-            total += -bound * advantage + beta * kl[i, s]
-            slope[i, s] = -rho * advantage * (bound == rho)  # none where the ratio has gone too far for the advantage
+            total += -bound * advantage * w[i, s] + beta * kl[i, s]
+            slope[i, s] = (
+                -rho * advantage * w[i, s] * (bound == rho)
+            )  # none where the ratio has gone too far for the advantage
             hit[side][0] += int(bound != rho)
             hit[side][1] += 1
     new[~mask], kl[~mask] = np.nan, np.inf  # what is masked may hold anything
@@ -262,7 +265,8 @@ def test_the_clipped_loss_equals_numpy(seed: int, clip: float, beta: float, per_
     leaf = tensors[0].requires_grad_()
     look = LogProb(leaf, tensors[1], torch.zeros(n, steps), torch.ones(steps), torch.ones(steps), 3 * tensors[1])
     given = torch.from_numpy(old).float(), torch.from_numpy(mask), torch.from_numpy(a).float()
-    made = policy_loss(look, *given, clip_range=clip, kl_beta=beta, normaliser=7.0)
+    importance = torch.from_numpy(w).float() if per_decision else None
+    made = policy_loss(look, *given, clip_range=clip, kl_beta=beta, normaliser=7.0, importance=importance)
     assert made.loss.item() == pytest.approx(total / 7.0, abs=1e-4)
     part, form = given[1] & (torch.arange(n) > 0)[:, None], {"clip_range": clip, "kl_beta": beta, "normaliser": 7.0}
     less = policy_loss(look, *given, measured=part, **form)

@@ -14,7 +14,7 @@ from torch import Tensor
 from training import Judge, algorithm, check_grpo, train
 
 from rlspeech import log
-from rlspeech.config import PPO, RL, Lora, RewardSpec, Sampling
+from rlspeech.config import PPO, RL, Lora, RewardSpec, Rollouts, Sampling
 from rlspeech.data.batches import Clip
 from rlspeech.models.adapters import Adapted
 from rlspeech.stages.rl import describe
@@ -246,6 +246,31 @@ def test_collections_join(more: int) -> None:
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     look = policy.log_prob(made, torch.arange(8), with_kl=False)
     assert float((look.logp - made.logp[:8])[made.mask[:8]].detach().abs().max()) < 1e-6
+
+
+def test_rows_of_an_engine_are_weighted_by_how_far_it_is_off() -> None:
+    policy, batch = _policy(reference_in_group=True, rollouts=Rollouts(weight_cap=1.5)), _clips()
+
+    class Off:
+        """The policy's own draws, that an engine says were likelier or less likely by these numbers of nats."""
+
+        def generate(self, prompts: Any, **how: Any) -> Any:
+            made, rows = policy.model.generate(prompts, **how), torch.arange(3).repeat_interleave(4)
+            logp = token_logp(policy.model.forward_logits(prompts, rows, made.ids), made.ids)
+            return made._replace(logp=logp - torch.tensor([[-0.7], [0.2], [0.7], [torch.nan]]).repeat(3, 1))
+
+    policy.sampler = Off()
+    algo = algorithm(policy)
+    made = algo.collect(batch, SHORT, seed=1)
+    whole = policy.join([(made.rollout, torch.tensor([2])), (made.rollout, torch.tensor([0]))])
+    for rollout in (made.rollout, whole):
+        wanted = torch.tensor([np.exp(-0.7), np.exp(0.2), 1.5, 1.0, 1.0]).float().repeat(len(rollout.mask) // 5)
+        torch.testing.assert_close(rollout.weight[rollout.mask], wanted[:, None].expand_as(rollout.mask)[rollout.mask])
+    counts = made.rollout.mask.sum(1).view(3, 5)[:, :3].sum(0).float()
+    share = counts / counts.sum()
+    assert made.logged["rollout/capped"] == pytest.approx(float(share[2]))
+    assert made.logged["rollout/logp_gap"] == pytest.approx(float(share @ torch.tensor([0.7, 0.2, 0.7])), rel=1e-3)
+    assert algo.update(made, lr=0.01)["ratio_max_gap"] < 1e-4
 
 
 def test_phases_move_the_parts_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,8 @@ from rlspeech.config import RL, DiffRO, Lora, RewardSpec, Sampling
 from rlspeech.data.audio import save_audio
 from rlspeech.data.batches import Clip
 from rlspeech.models.adapters import Adapted
+from rlspeech.models.audio_lm.generate import like_lengths
 from rlspeech.tasks import get_task, token_policy
-from rlspeech.tasks.token_policy import like_lengths
 from rlspeech.tasks.tts.policy import TtsPolicy, gumbel_noise, needs_audio, noise_given, relaxed_tokens
 from rlspeech.types import CriticPolicy, Policy, RelaxPolicy, SupervisedPolicy
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
@@ -72,11 +73,13 @@ class Generation(NamedTuple):
         ids: (N, S) long, filled up with the padding token.
         mask: (N, S) bool, the tokens that were drawn, the stop token among them.
         finished: (N,) bool, False where the row had not stopped at its last allowed token.
+        logp: (N, S) float32 log-probabilities by the engine that sampled, nan where it does not know; None: the model itself sampled.
     """
 
     ids: Tensor
     mask: Tensor
     finished: Tensor
+    logp: Tensor | None = None
 
 
 class LanguageModel(nn.Module):
@@ -151,6 +154,12 @@ class LanguageModel(nn.Module):
     def open_head(self) -> Callable[[Tensor], Tensor]:
         """The head for many calls: what it takes of the weights is taken once, and so is its gradient."""
         return self.head
+
+    def written(self) -> tuple[Tensor, Tensor]:
+        """Rows of the embedding table that are tokens it may write, (K,) long, and those tokens in the count of its ids, (K,) long."""
+        ids = torch.arange(len(self.net.get_output_embeddings().weight))
+        ids = ids[~torch.isin(ids, torch.tensor(self.suppress_tokens).long())]
+        return ids, ids
 
     def restrict(self, logits: Tensor, first: Tensor | None) -> Tensor:
         """Set what is suppressed in logits (..., V) to -inf, in place, and where they are a row's ``first`` (...) what may not begin it."""
@@ -483,3 +492,24 @@ def with_answers(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> tuple
     ids, mask = right_padded([torch.tensor(prompt + answer) for prompt, answer in rows], pad)
     starts = torch.tensor([len(prompt) for prompt, _ in rows])
     return ids, mask.long(), mask & (torch.arange(ids.shape[1]) >= starts[:, None])
+
+
+def widened(rows: Sequence[Tensor], value: float) -> Tensor:
+    """Parts (n, S) as one, as wide as the widest, filled up with a value."""
+    longest = max(x.shape[1] for x in rows)
+    return torch.cat([pad(x, (0, longest - x.shape[1]), value=value) for x in rows])
+
+
+def like_lengths(lengths: Tensor, spare: int) -> list[Tensor]:
+    """Rows (n,) of lengths (n,) in parts of like length, each padded to its longest: what one row that never stops costs its neighbours.
+
+    Args:
+        lengths: in tokens.
+        spare: padded tokens that a further part has to save.
+    """
+    ordered, order = lengths.sort(descending=True, stable=True)
+    saved = (ordered[:1] - ordered) * torch.arange(len(ordered), 0, -1)  # by a cut before each row
+    if not len(saved) or int(saved.max()) <= spare:
+        return [order.sort().values]
+    at = int(saved.argmax())
+    return [rows for part in (order[:at], order[at:]) for rows in (part[i] for i in like_lengths(lengths[part], spare))]

@@ -313,3 +313,15 @@ def save_audio_lm(folder: Path, model: AudioLM, *, facts: dict[str, Any], **how:
     for part in (model.processor, model.extractor, model.tokenizer):
         if part is not None and model.source is None:
             part.save_pretrained(folder)
+
+
+def match_precision(model: nn.Module, reference: nn.Module) -> None:
+    """Give a bf16 reference the arithmetic of its policy, whose weights are fp32 under autocast: its KL then starts at exactly 0.
+
+    Autocast rounds the operands of products to bf16, so that the weights of linear layers may stay so, which are nearly all of them; what
+    is looked up or multiplied element by element (embeddings, norms) is not rounded, and neither is what is added to it.
+    """
+    for ours, theirs in zip(model.modules(), reference.modules(), strict=True):
+        for p, q in zip(ours.parameters(recurse=False), theirs.parameters(recurse=False), strict=True):
+            if p.requires_grad and not isinstance(theirs, nn.Linear):
+                q.data = q.data.float()

@@ -216,6 +216,11 @@ class CodecLM(LanguageModel):
         """Ids of the whole vocabulary of ids of the slice; the stop is the first of the stops."""
         return torch.where(ids < self.size, ids + self.layout.first, torch.full_like(ids, self.layout.stops[0]))
 
+    def written(self) -> tuple[Tensor, Tensor]:
+        first, stops = self.layout.first, self.layout.stops
+        rows = torch.cat([torch.arange(first, first + self.size), torch.tensor(stops)])
+        return rows, torch.arange(len(rows)).clamp_max(self.stop)
+
     def embed_ids(self, ids: Tensor) -> Tensor:
         """Embeddings (..., D) of ids (...) of the slice."""
         return self.net.get_input_embeddings()(self.vocabulary(ids))  # type: ignore[no-any-return]
