@@ -233,11 +233,8 @@ def parse_value(text: str) -> Any:
 def load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """Read a file that holds one mapping; ``-`` is stdin.
 
-    Returns:
-        the mapping, and dotted key (``a.b``, ``a[0].b``) -> line number.
-
-    Raises:
-        UserError: missing, not UTF-8, not YAML, not a mapping, or a key given twice.
+    Returns the mapping, and dotted key (``a.b``, ``a[0].b``) -> line number.
+    Raises ``UserError``: missing, not UTF-8, not YAML, not a mapping, or a key given twice.
     """
     import yaml
 

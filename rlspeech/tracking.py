@@ -133,8 +133,7 @@ def _texts(path: Path) -> list[tuple[str, str, str]]:
 def check_trackers(names: Sequence[str]) -> None:
     """Raise ``UserError`` where the package of a tracker that was asked for by name is missing.
 
-    Args:
-        names: "auto" (TensorBoard where it is installed), "none", "tensorboard", "wandb".
+    ``names``: "auto" (TensorBoard where it is installed), "none", "tensorboard", "wandb".
     """
     for name in names:
         if name in PACKAGES and importlib.util.find_spec(name) is None:

@@ -60,8 +60,7 @@ class Track:
 def search(frames: Iterable[np.ndarray], detect: Detector) -> tuple[dict[int, list[Face]], int]:
     """Search every ``EVERY``-th frame and the last one.
 
-    Returns:
-        faces by frame index (an empty list where there is none), and the number of frames.
+    Returns faces by frame index (an empty list where there is none), and the number of frames.
     """
     found: dict[int, list[Face]] = {}
     last, count = None, 0

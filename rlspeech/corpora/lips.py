@@ -412,8 +412,7 @@ def _blotches(rng: np.random.Generator) -> np.ndarray:
 def draw_all(utts: Sequence[Utterance], out: Path, *, seed: int = 0, workers: int = 0) -> Rendered:
     """Draw a mouth for every utterance's clean speech (its target, where it has one) and store it under ``out/lips``.
 
-    Returns:
-        the utterances with ``lips_filepath`` and the columns ``face_rate`` and ``video: drawn``, and what was left out with reasons.
+    Returns the utterances with ``lips_filepath`` and the columns ``face_rate`` and ``video: drawn``, and what was left out with reasons.
     """
     kept: list[Utterance] = []
     dropped: list[dict[str, Any]] = []

@@ -148,11 +148,8 @@ def render_one(
 def render(recipe: Path, out: Path, count: int, seed: int, clip_s: float, workers: int, part: Shard = ALL) -> Rendered:
     """Write ``count`` mixtures of a recipe, or a shard's of them, below ``out/audio``; those finished by a former call are not made again.
 
-    Returns:
-        rows, and for every mixture that could not be made a row with its reason.
-
-    Raises:
-        UserError: the disk does not take it; what was written stays and is continued by the same call.
+    Returns rows, and for every mixture that could not be made a row with its reason.
+    Raises ``UserError``: the disk does not take it; what was written stays and is continued by the same call.
     """
     stamp = _fingerprint(recipe, seed, clip_s)
     rows: dict[int, Utterance] = {}

@@ -472,8 +472,7 @@ def _bare(name: str) -> str:
 def load(item: Item) -> Sample | AudioError:
     """Read an item's audio at its own rate (the rewards resample, and say so); the reference is brought to the same rate.
 
-    Returns:
-        the sample, or what is wrong with the file. A reference that cannot be read is named in the columns as ``_target_error``.
+    Returns the sample, or what is wrong with the file. A reference that cannot be read is named in the columns as ``_target_error``.
     """
     if item.audio is None:
         return AudioError("the row names no audio")

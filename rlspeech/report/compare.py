@@ -362,8 +362,7 @@ def _systems(runs: Sequence[RunRecord]) -> list[System]:
 def _shared(a: System, b: System) -> tuple[list[str], str]:
     """Keys of the items that both systems have.
 
-    Returns:
-        the keys, in the order of ``b``, and why they are fewer than the names that both have.
+    Returns the keys, in the order of ``b``, and why they are fewer than the names that both have.
     """
     both = [k for k in b.rows if k in a.rows]
     if not both:

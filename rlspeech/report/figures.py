@@ -149,8 +149,7 @@ def _place(plot: Plot) -> tuple[int, int, int]:
 def spreads_of(scores: Mapping[str, Mapping[str, Sequence[float | None]]]) -> list[Plot]:
     """One histogram a metric, several systems over the same bins; a metric with fewer than two values is left out.
 
-    Args:
-        scores: metric -> system -> values, None where there is none.
+    ``scores``: metric -> system -> values, None where there is none.
     """
     plots = []
     for metric, systems in scores.items():

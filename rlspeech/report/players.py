@@ -140,8 +140,7 @@ def _player(clip: Clip, system: str, wav: np.ndarray | None, picture: np.ndarray
 def encode(wav: np.ndarray, sample_rate: int) -> tuple[str, bytes]:
     """Compress a waveform, (T,) float32 within -1 and 1, for the page.
 
-    Returns:
-        its media type and the file: MP3 where libsndfile can write it (since 1.1), else FLAC, larger and as widely played.
+    Returns its media type and the file: MP3 where libsndfile can write it (since 1.1), else FLAC, larger and as widely played.
     """
     import soundfile as sf
     import soxr

@@ -222,11 +222,7 @@ def at(tree: Any, *path: str) -> Any:
 def open_runs(given: Sequence[str]) -> list[RunRecord]:
     """Read run folders, each as PATH or NAME=PATH.
 
-    Returns:
-        one a folder, with names that differ.
-
-    Raises:
-        UserError: something that is no run folder, or the same one twice.
+    Returns one run a folder, with names that differ. Raises ``UserError``: something that is no run folder, or the same one twice.
     """
     runs = [_open(text) for text in given]
     places = [p.scores_path if p.stage == "reward" else p.path for p in runs]

@@ -82,11 +82,7 @@ def windows(wav: Tensor) -> Tensor:
 
 
 class DistillMos:
-    """``distillmos``.
-
-    Args:
-        device: where it runs.
-    """
+    """``distillmos``. ``device``: where it runs."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device

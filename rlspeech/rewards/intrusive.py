@@ -312,8 +312,7 @@ class Stoi(_Paired):
 class SiSdr(_Paired):
     """``si_sdr``; a clear copy of the reference that is shifted in time is reported as such and has no score.
 
-    Args:
-        max_lag_ms: how far a shift is looked for.
+    ``max_lag_ms``: how far a shift is looked for.
     """
 
     version = "si-sdr-1 (zero mean)"

@@ -93,8 +93,7 @@ def error_counts(texts: Iterable[tuple[str, str, str | None]], normaliser: str) 
 def units_rate(rows: Sequence[Mapping[str, int]], seed: int = 0) -> tuple[Interval, dict[str, float], int]:
     """Error rate of texts by their counts ``UNITS``.
 
-    Returns:
-        the rate in % with its interval, its parts in %, and how many units were wanted.
+    Returns the rate in % with its interval, its parts in %, and how many units were wanted.
     """
     counts = np.array([[row[k] for k in UNITS] for row in rows], np.float64)
     sums, draws = counts.sum(0), resampled_sums(counts, seed)

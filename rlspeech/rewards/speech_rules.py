@@ -166,8 +166,7 @@ class RecognisedText:
 class TokenRules:
     """Family ``token_rules``: what codec tokens and their group tell without a recogniser.
 
-    Args:
-        loop: of ``find_loop`` (``period_s``, ``repeats``, ``span_s``, ``share``, ``still_s``), whatever the codec's tokens a second.
+    ``loop``: of ``find_loop`` (``period_s``, ``repeats``, ``span_s``, ``share``, ``still_s``), whatever the codec's tokens a second.
     """
 
     version = "token-rules-2"

@@ -242,11 +242,8 @@ def push(source: str, name: str, *, public: bool = False) -> dict[str, Any]:
 
     Trainer state stays, and of absolute paths no more than the last two parts goes.
 
-    Returns:
-        ``url``, ``files``, ``left_out``, and ``shortened``: files that held absolute paths.
-
-    Raises:
-        UserError: no checkpoint, no card, a name that is none, or what the network and the Hub raise.
+    Returns ``url``, ``files``, ``left_out``, and ``shortened``: files that held absolute paths.
+    Raises ``UserError``: no checkpoint, no card, a name that is none, or what the network and the Hub raise.
     """
     folder = Path(source) if _exported(Path(source)) else resolve(source)
     every = sorted(folder.iterdir())

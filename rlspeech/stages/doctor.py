@@ -47,27 +47,12 @@ def run() -> dict[str, Any]:
         ``ok`` (the main job can run), ``problems``, ``python``, ``packages``, ``optional``, ``torch``, ``devices``, ``threads``,
         ``rewards``, ``recognisers``, ``codecs``, ``normalisers``, ``torchaudio``, ``compiler``, ``assets``, ``features``.
     """
-    summary: dict[str, Any] = {
-        "rlspeech": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "executable": sys.executable,
-        "packages": versions_of(PACKAGES),
-        "optional": versions_of(OPTIONAL),
-    }
-    parts: dict[str, Callable[[], Any]] = {
-        "torch": _torch,
-        "devices": _devices,
-        "threads": _threads,
-        "rewards": _rewards,
-        "recognisers": _recognisers,
-        "codecs": _codecs,
-        "normalisers": lambda: list(NORMALISERS),
-        "torchaudio": _torchaudio,
-        "compiler": _compiler,
-        "assets": _assets,
-        "features": lambda: usable_features(summary["rewards"]),
-    }
+    summary: dict[str, Any] = {"rlspeech": __version__, "python": platform.python_version()}
+    summary |= {"platform": platform.platform(), "executable": sys.executable}
+    summary |= {"packages": versions_of(PACKAGES), "optional": versions_of(OPTIONAL), "normalisers": list(NORMALISERS)}
+    names = "torch devices threads rewards recognisers codecs torchaudio compiler assets".split()
+    parts: dict[str, Callable[[], Any]] = {name: globals()[f"_{name}"] for name in names}
+    parts["features"] = lambda: usable_features(summary["rewards"])
     with log.progress(len(parts), "looking", "parts", brief=True) as bar:
         for name, inspect in parts.items():
             try:
@@ -210,8 +195,7 @@ def _assets() -> list[dict[str, Any]]:
         folder = root / name
         missing = [n for n in needed if not (folder / n).is_file()]
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else 0
-        why = f"{', '.join(missing)} missing in {folder}" if missing else ""
-        found.append(_entry(name, what, why, bytes=size))
+        found.append(_entry(name, what, f"{', '.join(missing)} missing in {folder}" if missing else "", bytes=size))
     return found
 
 
@@ -239,8 +223,7 @@ def _print(summary: dict[str, Any]) -> None:
     for name, use in OPTIONAL.items():
         rows.append([f"{name} (optional)", summary["optional"][name] or "-", use])
     log.table("Installed", ["package", "version", ""], rows)
-    threads = summary["threads"]
-    notes = []
+    threads, notes = summary["threads"], []
     if "cores" in threads:
         named = ", ".join(f"{k}={v}" for k, v in threads["environment"].items() if v)
         notes = [f"{threads['cores']} cores, {threads['logical']} logical; {named}"]
@@ -249,8 +232,7 @@ def _print(summary: dict[str, Any]) -> None:
     word = "there" if compiler.get("usable") else compiler.get("why_not", compiler.get("error"))
     audio = "usable" if summary["torchaudio"].get("usable") else summary["torchaudio"].get("why_not", "-")
     _usable("Rewards and metrics", summary["rewards"], [f"C compiler, for PESQ: {word}", f"torchaudio: {audio}"])
-    texts = summary["normalisers"]
-    notes = [f"text normalisers: {texts['error'] if isinstance(texts, dict) else ', '.join(texts)}"]
+    notes = [f"text normalisers: {', '.join(summary['normalisers'])}"]
     _usable("Recognisers (rl, eval and transcribe, by model_type)", summary["recognisers"], notes)
     _usable("Codecs (pretrain and rl, by name)", summary["codecs"], [])
     _usable("Embedded", summary["assets"], [])

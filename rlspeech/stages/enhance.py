@@ -81,11 +81,8 @@ class _Recording(NamedTuple):
 def run(config: Enhance, joined: Sequence[Path] = ()) -> dict[str, Any]:
     """Enhance everything that can be enhanced; of ``joined`` shards nothing, their results are in place.
 
-    Returns:
-        counts, the output folder, and the reason of each failure.
-
-    Raises:
-        UserError: nothing to do, results would land on their inputs, or not one file could be enhanced.
+    Returns counts, the output folder, and the reason of each failure.
+    Raises ``UserError``: nothing to do, results would land on their inputs, or not one file could be enhanced.
     """
     if config.out is None:
         raise UserError("no output folder", "", "--out FOLDER")

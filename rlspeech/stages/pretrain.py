@@ -44,11 +44,8 @@ LOG_EVERY, POINTS = 50, 40  # steps behind a row of losses at most, and rows tha
 def run(config: Pretrain) -> dict[str, Any]:
     """Train to ``config.steps`` or ``config.max_minutes``; the run folder's checkpoints hold the averaged weights.
 
-    Returns:
-        step, last validation, why it stopped, checkpoint, report and run folder.
-
-    Raises:
-        UserError: data or checkpoint that cannot be used, a loss that is not finite.
+    Returns step, last validation, why it stopped, checkpoint, report and run folder.
+    Raises ``UserError``: data or checkpoint that cannot be used, a loss that is not finite.
     """
     task: Task = get_task(config.task)
     check_owners(config, task, own=":" in config.task)

@@ -72,8 +72,7 @@ def run(config: RL) -> dict[str, Any]:
     Every row is written as soon as it is known; after an interruption the same command goes on behind the last one. Guards are scored only
     where they were asked for: the most expensive ones take longer than all rewards.
 
-    Returns:
-        rows of setting, rollouts a second, and per reward the cosine with its interval and the critical number of prompts.
+    Returns rows of setting, rollouts a second, and per reward the cosine with its interval and the critical number of prompts.
     """
     task = get_task(config.task)
     watched = "guards" in config.model_fields_set

@@ -265,8 +265,7 @@ def _input_notes(scorer: Scorer, items: Items) -> list[str]:
 def _corpus_rates(scores: ScoreFile, keys: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
     """Error rate of all hypotheses together, per options of ``asr`` that were asked for.
 
-    Returns:
-        a name for people -> ``wer`` in % with its interval, its parts, ``units``, ``normaliser`` and ``text``, a line for the table.
+    Returns a name for people -> ``wer`` in % with its interval, its parts, ``units``, ``normaliser`` and ``text``, a line for the table.
     """
     made, normalisers = {}, dict[str, str]()
     for name, facts in scores.metrics.items():

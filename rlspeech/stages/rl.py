@@ -246,8 +246,7 @@ def describe(experience: Experience) -> tuple[dict[str, Any], dict[str, float]]:
     Rollouts of tokens also log how long they are and the share that stopped by itself, transcripts their word error rate: errors over
     words (characters where the language has no spaces) of all texts in which something is said. A reference in a group is left out.
 
-    Returns:
-        the row; and how many rollouts, groups or words its means are taken over, by name, "" for all others.
+    Returns the row; and how many rollouts, groups or words its means are taken over, by name, "" for all others.
     """
     a, rollout = experience.advantage, experience.rollout
     costs = {k if "/" in k else f"seconds/{k}": v for k, v in experience.seconds.items()}

@@ -61,11 +61,8 @@ class SampleSet(Strict):
 def run(config: SampleSet) -> dict[str, Any]:
     """Sample what is not there yet.
 
-    Returns:
-        the folder, counts of prompts and outputs, the share that stopped by itself, the reason of each failure.
-
-    Raises:
-        UserError: data, checkpoint or settings that cannot be used; the folder holds other samples; not one prompt could be used.
+    Returns the folder, counts of prompts and outputs, the share that stopped by itself, the reason of each failure.
+    Raises ``UserError``: data, checkpoint or settings that cannot be used; the folder holds other samples; not one prompt could be used.
     """
     began_s, task = time.monotonic(), get_task(config.task)
     given = {k: getattr(config, k) for k in config.model_fields_set & set(RL.model_fields) - {"out"}}

@@ -53,11 +53,8 @@ def run(stage: Callable[..., Facts], config: Any, **inputs: Any) -> Facts:
 def merge(out: str) -> Facts:
     """Join shards; which of them are missing, or have left something undone, is said.
 
-    Returns:
-        the command's summary, and ``shards`` (their number), ``missing`` (what was left out, in words).
-
-    Raises:
-        UserError: there are none, or they do not belong together.
+    Returns the command's summary, and ``shards`` (their number), ``missing`` (what was left out, in words).
+    Raises ``UserError``: there are none, or they do not belong together.
     """
     found = _found(out)
     if len(counts := {count for _, count in found}) != 1:

@@ -91,11 +91,8 @@ class _Job(Job):
 def run(config: Speak) -> dict[str, Any]:
     """Synthesise everything that can be synthesised.
 
-    Returns:
-        counts, seconds, the files, and the reason of each failure.
-
-    Raises:
-        UserError: no text, a checkpoint or a prompt that cannot be used, or not one text could be synthesised.
+    Returns counts, seconds, the files, and the reason of each failure.
+    Raises ``UserError``: no text, a checkpoint or a prompt that cannot be used, or not one text could be synthesised.
     """
     from rlspeech.tasks import SYNTHESIS, get_task
 

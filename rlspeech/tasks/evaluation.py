@@ -72,8 +72,7 @@ class Evaluation:
     def systems(self, utts: Sequence[Utterance]) -> list[System]:
         """Systems in the order in which they answer. Raises ``UserError`` for what cannot be used.
 
-        Args:
-            utts: all rows of the manifest, whatever the limit.
+        ``utts``: all rows of the manifest, whatever the limit.
         """
         models = self.config.models or {"embedded": "embedded"}
         return [System(name, checkpoint) for name, checkpoint in models.items()]

@@ -286,11 +286,8 @@ def load_lm(
 ) -> tuple[Any, dict[str, Any]]:
     """Load a model in evaluation mode, by ``make``(where, options of ``from_pretrained``, what its ``rlspeech.json`` says).
 
-    Returns:
-        the model and what its ``rlspeech.json`` says; of a folder without one, its name.
-
-    Raises:
-        UserError: missing, of a kind not known here, or weights that do not fit the config.
+    Returns the model and what its ``rlspeech.json`` says; of a folder without one, its name.
+    Raises ``UserError``: missing, of a kind not known here, or weights that do not fit the config.
     """
     folder = find_checkpoint(name, task)
     where, options = (name, {}) if folder is None else (str(folder), {"local_files_only": True})

@@ -107,8 +107,7 @@ class CodecTask(Task):
     ) -> Numbers:
         """Code held-out clips and decode them with another clip of the same speaker as the prompt (itself where there is none).
 
-        Returns:
-            the scorer's means; ``mel`` (mean distance of log-mel spectra), ``perplexity`` of the ids, ``bits_s`` they carry a second.
+        Returns the scorer's means; ``mel`` (mean distance of log-mel spectra), ``perplexity`` of the ids, ``bits_s`` they carry a second.
         """
         codec = EmbeddedCodec(model.eval())
         wavs = [to_level(c.target, LEVEL_DBFS) for c in clips]
