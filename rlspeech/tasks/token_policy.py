@@ -129,9 +129,8 @@ class TokenRollout:
     ids: Tensor  # (N, S) tokens, on the host
     mask: Tensor  # (N, S) bool, those that were drawn
     prompts: Tensor  # (N,) long
-    sampled: Tensor | None = (
-        None  # (N, S) log-probabilities by the engine that sampled, nan where not known; None: by the policy itself
-    )
+    # (N, S) log-probabilities by the engine that sampled, nan where it does not know; None: the policy itself sampled
+    sampled: Tensor | None = None
 
 
 class TokenPolicy:
@@ -169,10 +168,10 @@ class TokenPolicy:
             match_precision(self.model, adapted.frozen)
         for model in filter(None, (self.model, adapted.frozen)) if config.attn_implementation != "auto" else ():
             set_attention(model.net, config.attn_implementation)
-        self.sampler = self.model
+        self.sampler, several = self.model, torch.distributed.is_initialized()
         if config.rollouts.engine == "vllm":
             self.sampler = VllmEngine(self.model, self._half, config.rollouts)
-        if config.sharding == "fsdp" and torch.distributed.is_initialized():  # one process has nobody to share with
+        if config.sharding == "fsdp" and several:  # one process has nobody to share with
             adapted.shard(self._half)
 
     def parameters(self) -> list[Parameter]:
@@ -318,7 +317,7 @@ class TokenPolicy:
             weight, noted = truncated_weights(
                 logp, state.sampled.to(logp.device), mask, self.config.rollouts.weight_cap
             )
-            self.notes |= noted
+            self.notes |= noted | {"seconds/sync": getattr(self.sampler, "sync_s", 0.0)}
         return Rollout(state.prompts, logp, mask, samples, state, finished, weight)
 
     def _micro(self, state: TokenRollout) -> Iterator[Tensor]:

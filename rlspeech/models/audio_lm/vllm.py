@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from tempfile import TemporaryDirectory
@@ -49,6 +50,8 @@ class VllmEngine:
         UserError: vLLM is not installed, this model is none for it, or it does not start.
     """
 
+    sync_s = 0.0  # that the last ``refresh`` took
+
     def __init__(self, model: Any, half: bool, cfg: Rollouts) -> None:
         refuse(model)
         os.environ.update(
@@ -68,6 +71,8 @@ class VllmEngine:
             "gpu_memory_utilization": 0.05
         }  # of a device on which others have taken most; the cache's size is given
         how |= {"enable_sleep_mode": self.sleeps, "enforce_eager": not self.sleeps, "disable_log_stats": True}
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:  # each process has its own
+            how["distributed_executor_backend"] = "external_launcher"
         before = rng_state()  # it seeds every generator
         try:
             with TemporaryDirectory(prefix="rlspeech-") as folder, at_device(model.device):
@@ -92,12 +97,14 @@ class VllmEngine:
 
     def refresh(self) -> None:
         """Wake the engine and give it the policy's weights; what it kept of prompts under older ones is forgotten."""
+        start = time.perf_counter()
         if self.sleeps:
             self.llm.wake_up(tags=["weights"])
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._weights()})
         if self.sleeps:
             self.llm.wake_up(tags=["kv_cache"])
         self.llm.reset_prefix_cache()
+        self.sync_s = time.perf_counter() - start
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         """The language model's weights by vLLM's names."""
