@@ -137,6 +137,21 @@ def test_a_process_that_dies_ends_the_others_and_ctrl_c_all_of_them(tmp_path: Pa
     assert latest.read_text().strip() == f"step_{rows[-1]:06d}" and rows == list(range(1, rows[-1] + 1))
 
 
+def test_a_run_that_was_preempted_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    config = {**flowse(tmp_path / "given"), "steps": 6, "save_every": 1}
+    whole, both = start(tmp_path, config, "whole", 2), start(tmp_path, config, "run", 2)
+    wait_for(latest := tmp_path / "run" / "checkpoints" / "latest")
+    for process in both:
+        process.send_signal(signal.SIGTERM)
+    texts(both)
+    stopped = int(latest.read_text().strip().removeprefix("step_"))
+    said = texts(start(tmp_path, config, "run", 2)) + texts(whole)
+    assert [p.returncode for p in both] == [143, 143] and 0 < stopped < 6 and f"resumed at step {stopped}" in said[0]
+    for name in ("model.safetensors", "state.safetensors"):
+        one, two = (load_file(tmp_path / at / "checkpoints/step_000006" / name) for at in ("whole", "run"))
+        assert all((one[key] == two[key]).all() for key in one.keys() | two.keys() if ".rng." not in key)
+
+
 def test_what_is_wrong_for_all_is_said_once(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     both = start(tmp_path, {"task": "flowse", "model": str(tmp_path / "empty")}, "run", 2)
