@@ -382,14 +382,14 @@ def avse4(
 @command(convert, "rlspeech convert manifest data/train.jsonl --to kaldi data/kaldi")
 def manifest(
     source: Annotated[str, Argument(metavar="MANIFEST", help="Manifest, or a folder that holds one.")],
-    to: Annotated[str, Option(help="Format: nemo (a file), kaldi (a data folder) or lhotse (cuts.jsonl.gz).")],
+    to: Annotated[str, Option(help="nemo or lhotse (a file); kaldi, webdataset or shar (a folder).")],
     place: Place = None,
     out: Out = None,
     **shared: Any,
 ) -> None:
-    """Convert a manifest for NeMo, Kaldi or lhotse.
+    """Convert a manifest for NeMo, Kaldi or lhotse, or pack it with its audio into tars: WebDataset's or lhotse's shar.
 
-    rlspeech prepare nemo, kaldi and lhotse read these formats.
+    rlspeech prepare nemo, kaldi, lhotse (also shar) and folder (also tars) read these formats.
     """
     call("stages.convert:manifest", shared, source, to, out or place)
 

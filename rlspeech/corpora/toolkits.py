@@ -23,6 +23,7 @@ from rlspeech.corpora.folder import COLUMN_KEYS
 from rlspeech.data.decode import AUDIO_SUFFIXES
 from rlspeech.data.inputs import first_words
 from rlspeech.data.manifest import from_row
+from rlspeech.data.tars import TAR, tar_members
 from rlspeech.files import numbered_rows, object_of, read_text, safe_name
 from rlspeech.types import UserError, Utterance
 
@@ -226,6 +227,7 @@ def _lhotse_kind(path: Path) -> tuple[str, str]:
     stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
     found = KINDS.search(stem)
     rest = KINDS.sub("", stem, count=1).strip("_-.") if found else stem
+    rest = "" if rest.isdigit() else rest  # the parts of a shar are one set
     return (found[1].lower().rstrip("s") if found else ""), safe_name(rest or "manifest")
 
 
@@ -266,7 +268,7 @@ def _cut(split: str, path: Path, row: Row) -> Candidate:
     outside = any(first < -TOLERANCE_S or last > length + TOLERANCE_S for first, last in spans)
     problem = "a supervision reaches beyond its cut" if outside else None
     recording = row.get("recording")
-    file, wrong = _file(recording, row.get("channel", 0), path)
+    file, wrong = _file(recording, row.get("channel", 0), path, name)
     texts = [s["text"] for s in spoken if s.get("text") is not None]
     text = " ".join(t.strip() for t in texts).strip() if texts else None
     if text is None:
@@ -285,6 +287,11 @@ def _cut(split: str, path: Path, row: Row) -> Candidate:
         original_id=name if safe_name(name) != name else None,
     )
     found.utt.extra.update({k: v for k, v in extra.items() if k not in found.utt.extra})
+    for key in ("target", "prompt"):
+        if isinstance(beside := (row.get("custom") or {}).get(f"{key}_recording"), dict):
+            there, why = _file(beside, None, path, name, f"{key}_recording")
+            setattr(found.utt, f"{key}_filepath", there and str(there))
+            found = found._replace(problem=found.problem or why and f"{key}: {why}")
     found.utt.offset, found.utt.duration = start, length
     if not start and recording and float(recording.get("duration", length)) - length > TOLERANCE_S:
         found.utt.extra["segment"] = True  # the row ends before its file does
@@ -297,16 +304,27 @@ def _supervision(split: str, path: Path, row: Row) -> Candidate:
     return _cut(split, path, cut | {"supervisions": [row | {"start": 0.0}]})
 
 
-def _file(recording: Row | None, channel: Any, path: Path) -> tuple[Path | None, str | None]:
-    """The file behind a recording, or why there is none."""
+def _file(
+    recording: Row | None, channel: Any, path: Path, cut: str, field: str = "recording"
+) -> tuple[Path | None, str | None]:
+    """The file behind a recording of a cut, or why there is none; None: any channels do. In a shar it is named as the cut."""
     if not recording:
         return None, "no recording"
     sources = recording["sources"]
     if recording.get("transforms"):
         return None, "a transformed recording"
-    if len(sources) != 1 or sources[0]["type"] != "file":
-        return None, "several files" if len(sources) != 1 else f"audio in a {sources[0]['type']}, not a file"
+    kind = sources[0]["type"] if len(sources) == 1 else ""
+    if kind not in ("file", "shar"):
+        return None, f"audio in a {kind}, not a file" if kind else "several files"
     channels = sources[0].get("channels") or [0]
-    if len(channels) > 1 and channel != channels:
+    if len(channels) > 1 and channel not in (None, channels):
         return None, "one channel of several"
-    return located(str(sources[0]["source"]), path.parent), None
+    if kind == "file":
+        return located(str(sources[0]["source"]), path.parent), None
+    tar = path.with_name(f"{field}{path.name.removeprefix('cuts').removesuffix('.gz').removesuffix('.jsonl')}{TAR}")
+    try:
+        there = tar_members(tar)
+    except (OSError, ValueError) as error:
+        return None, f"{tar.name} cannot be read: {getattr(error, 'strerror', None) or error}"
+    name = next((f"{cut}{s}" for s in sorted(AUDIO_SUFFIXES) if f"{cut}{s}" in there), None)
+    return (Path(f"{tar}/{name}"), None) if name else (None, f"not in {tar.name}")

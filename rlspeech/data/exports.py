@@ -1,32 +1,40 @@
-"""Manifests for other toolkits: NeMo's JSON lines, Kaldi data folders, lhotse cuts. Needs none of them.
+"""Manifests for other toolkits: NeMo's JSON lines, Kaldi data folders, lhotse cuts and shar, WebDataset's tars. Needs none of them.
 
     nemo    one file; paths relative to it; language and speaker under NeMo's names, every further column kept
     kaldi   wav.scp, utt2spk, spk2utt and, where the rows have them, text, segments, utt2lang; sorted by bytes, as Kaldi demands
     lhotse  one file of cuts, gzipped where its name says so; a target becomes ``target_recording``, further columns ``custom``
+    webdataset  000000.tar ...: key.flac with key.json and key.txt, and key.target.flac, key.prompt.flac where rows have them
+    shar    lhotse's: cuts.000000.jsonl.gz ... beside recording.000000.tar, target_recording.000000.tar
 
-A row that a format cannot hold is left out with its reason. Kaldi reads some names as commands to run or as offsets into archives: a
-file of such a name never gets into a wav.scp.
+Tars hold the files as they are, and of a stretch of one its samples. A row that a format cannot hold is left out with its reason. Kaldi
+reads some names as commands to run or as offsets into archives: a file of such a name never gets into a wav.scp.
 """
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import re
+import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlspeech.data.decode import AudioError, sound_info
+from rlspeech.data.decode import AUDIO_SUFFIXES, AudioError, read_audio, sound_info
 from rlspeech.data.manifest import PATH_KEYS, to_row
+from rlspeech.data.tars import add_file, packed
 from rlspeech.files import dumps, safe_name
 from rlspeech.types import UserError, Utterance
 
-FORMATS = ("nemo", "kaldi", "lhotse")
+FORMATS = ("nemo", "kaldi", "lhotse", "webdataset", "shar")
+FOLDERS = ("kaldi", "webdataset", "shar")
+PER_TAR = 1000  # rows, as lhotse has it
 NEMO = {"language": "lang", "speaker_id": "speaker"}
 OWN = frozenset({"segment", "original_id", "recording_id", "channels"})  # columns of our own importers
 IN_KALDI = frozenset("id audio_filepath duration sample_rate offset text speaker_id language".split())
@@ -47,11 +55,13 @@ def write_manifest_as(utts: Sequence[Utterance], to: str, out: Path, final: Path
     """Write rows, whose paths are absolute, in another toolkit's format, one of ``FORMATS``.
 
     Args:
-        out: file to write (nemo, lhotse), or an existing, empty folder (kaldi).
+        out: file to write (nemo, lhotse), or an existing, empty folder (``FOLDERS``).
         final: where it will lie, for paths relative to it; none: ``out``.
     """
     if to == "nemo":
         return _nemo(utts, out, (final or out).parent)
+    if to in ("webdataset", "shar"):
+        return _tars(utts, to, out, final or out)
     return _kaldi(utts, out) if to == "kaldi" else _lhotse(utts, out)
 
 
@@ -283,3 +293,84 @@ def _recording(path: str) -> dict[str, Any] | None:
         "num_samples": round(info.seconds * info.sample_rate),
         "duration": info.seconds,
     }
+
+
+# ----------------------------------------------------------------------------------------------------------------- tars
+
+
+def _tars(utts: Sequence[Utterance], to: str, out: Path, final: Path) -> Written:
+    done = Written()
+    fields = [k for k in ("audio", "target", "prompt") if any(getattr(u, f"{k}_filepath") for u in utts)]
+    names = {k: "recording" if k == "audio" else f"{k}_recording" for k in fields} if to == "shar" else {"": ""}
+    for number, start in enumerate(range(0, len(utts), PER_TAR)):
+        with ExitStack() as stack:
+            places = {k: out / f"{name}.{number:06d}.tar".lstrip(".") for k, name in names.items()}
+            tars = {k: stack.enter_context(tarfile.open(place, "w")) for k, place in places.items()}
+            lines = list[bytes]()
+            for utt in utts[start : start + PER_TAR]:
+                try:
+                    sounds = {k: _sound(path, utt) for k in fields if (path := getattr(utt, f"{k}_filepath"))}
+                    if to == "shar":
+                        lines.append(_shar(utt, tars, sounds))
+                    else:
+                        _sample(utt, tars[""], sounds, final)
+                    done.rows += 1
+                except (AudioError, OSError, ValueError, UserError) as error:
+                    reason = getattr(error, "reason", None) or getattr(error, "why", None) or str(error)
+                    done.left_out.append((utt.id, str(reason)))
+            if to == "shar":
+                content = gzip.compress(b"".join(lines), mtime=0)
+                (out / f"cuts.{number:06d}.jsonl.gz").write_bytes(content)
+    return done
+
+
+def _sound(path: str, utt: Utterance) -> tuple[str, bytes]:
+    """Suffix and content of a recording; of a stretch, or of a video, its samples averaged over channels. Raises ``AudioError``."""
+    import soundfile as sf
+
+    suffix = Path(path).suffix.lower()
+    if path == utt.prompt_filepath or (not _is_piece(utt) and suffix in AUDIO_SUFFIXES):
+        sound_info(path)
+        return suffix, packed(path) or Path(path).read_bytes()
+    wav, rate = read_audio(path, utt.offset, utt.duration or None, slack_s=SLACK_S)
+    loud, stream = bool(abs(wav).max(initial=0.0) >= 1.0), io.BytesIO()
+    sf.write(stream, wav, rate, format="WAV" if loud else "FLAC", subtype="FLOAT" if loud else "PCM_24")
+    return ".wav" if loud else ".flac", stream.getvalue()
+
+
+def _sample(utt: Utterance, tar: tarfile.TarFile, sounds: dict[str, tuple[str, bytes]], base: Path) -> None:
+    """Add a row's files to WebDataset's tar; a key ends at its first dot there."""
+    key = f"{utt.id.replace('.', '_')}-{zlib.crc32(utt.id.encode()):08x}" if "." in utt.id else utt.id
+    row = to_row(replace(utt, offset=0.0), base)
+    row |= {"original_id": _original(utt)} if _original(utt) != key else {}
+    drop = ("id", "segment", *(f"{k}_filepath" for k in sounds))
+    files = [(f"{key}{f'.{k}' * (k != 'audio')}{suffix}", content) for k, (suffix, content) in sounds.items()]
+    files.append((f"{key}.json", dumps({k: v for k, v in row.items() if k not in drop}).encode()))
+    for name, content in files + ([(f"{key}.txt", utt.text.encode())] if utt.text is not None else []):
+        add_file(tar, name, content)
+
+
+def _shar(utt: Utterance, tars: dict[str, tarfile.TarFile], sounds: dict[str, tuple[str, bytes]]) -> bytes:
+    """Add a row's recordings to lhotse's tars, or that there is none; its cut as a line. Raises ``ValueError`` as ``_cut``."""
+    cut, facts = _cut(replace(utt, target_filepath=None, prompt_filepath=None)), dict[str, Any]()
+    custom = {"original_id": _original(utt)} if _original(utt) != utt.id else {}
+    for k in sounds:
+        whole = _recording(getattr(utt, f"{k}_filepath"))
+        if whole is None:
+            raise ValueError("the file cannot be read")
+        if k != "prompt" and _is_piece(utt):
+            frames = round(cut["duration"] * whole["sampling_rate"])
+            whole |= {"duration": cut["duration"], "num_samples": frames, "channel_ids": [0]}
+        facts[k] = whole | {"sources": [{"type": "shar", "channels": whole["channel_ids"], "source": ""}]}
+    one = {"channel": 0, "type": "MonoCut"} if _is_piece(utt) else {}
+    cut |= {"id": utt.id, "start": 0.0, "recording": facts["audio"], "custom": cut.get("custom", {}) | custom} | one
+    for part in cut["supervisions"]:
+        part |= {"id": utt.id} | ({"channel": 0} if one else {})
+    cut["custom"] |= {f"{k}_recording": value for k, value in facts.items() if k != "audio"}
+    line = json.dumps(cut, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    for k, tar in tars.items():  # as many files in each as there are cuts
+        add_file(tar, f"{utt.id}{sounds[k][0] if k in sounds else '.nodata'}", sounds[k][1] if k in sounds else b"")
+        add_file(
+            tar, f"{utt.id}{'.json' if k in facts else '.nometa'}", json.dumps(facts[k]).encode() if k in facts else b""
+        )
+    return line

@@ -26,6 +26,7 @@ TEXT_KEYS = ("text", "prompt_text", "speaker_id", "language")
 RECIPE_NAME = "mix.json"
 SAMPLE_SET, PROMPTS = "samples.json", "prompts.jsonl"  # in a folder of stored samples, beside its manifest
 ROWS = {".jsonl", ".json", ".ndjson"}  # one row a line
+BESIDE = (".target", ".prompt")  # key.target.flac beside key.flac in a tar
 MAIN_NAMES = ("manifest.jsonl", "train.jsonl", "test.jsonl")  # looked for in a folder, in this order
 # in the same folders, but no manifests
 ASIDE_NAMES = {"dropped.jsonl", "checks.jsonl", "rendered.jsonl", "scores.jsonl", "metrics.jsonl"}
@@ -280,6 +281,8 @@ def packed_rows(path: Path) -> Iterator[Utterance]:
             if sound := next((file for kind, file in files.items() if kind in AUDIO_SUFFIXES), None):
                 row = object_of(packed(files.get(".json", "")))
                 row |= {"text": decoded(packed(files[".txt"])).strip()} if ".txt" in files else {}
+                sides = ((os.path.splitext(kind), file) for kind, file in files.items())
+                row |= {f"{k[1:]}_filepath": f for (k, s), f in sides if k in BESIDE and s in AUDIO_SUFFIXES}
                 utt = from_row({**row, "id": key, "audio_filepath": sound}, base, texts_only=True)
                 utt.sample_rate = utt.sample_rate if "sample_rate" in row else 0  # only the file knows it
                 yield utt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tarfile
 from collections.abc import Mapping
@@ -49,3 +50,10 @@ def state_of(path: str | Path) -> tuple[int, int]:
     found = in_tar(path)
     status = os.stat(found[0] if found else path)
     return status.st_size, status.st_mtime_ns
+
+
+def add_file(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file to a tar that is being written; the same content makes the same bytes."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))

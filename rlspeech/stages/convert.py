@@ -1,7 +1,7 @@
 """``rlspeech convert``: checkpoints, manifests, scores and adapters from and to the formats of other toolkits.
 
     rlspeech convert avse4 pretrained.ckpt --out runs/avse4-baseline      # weights of the fourth AVSE challenge's baseline
-    rlspeech convert manifest data/train.jsonl --to kaldi data/kaldi      # or nemo, lhotse; prepare kaldi | nemo | lhotse reads them
+    rlspeech convert manifest data/train.jsonl --to kaldi data/kaldi      # or nemo, lhotse, webdataset, shar
     rlspeech convert scores scores/scores.jsonl --to versa scores.versa   # and back: --to rlspeech
     rlspeech convert lora runs/asr --to adapter runs/asr-adapter          # a few MB; peft puts them onto the model it was trained on
     rlspeech convert lora runs/asr --to merged runs/asr-merged            # a plain checkpoint, without trainer state
@@ -105,20 +105,20 @@ def manifest(source: str, to: str, out: str | None) -> dict[str, Any]:
 
     Args:
         source: manifest, or a folder that holds one.
-        to: "nemo", "kaldi" or "lhotse".
-        out: file to write; for kaldi a folder.
+        to: one of ``exports.FORMATS``.
+        out: file to write, or a folder (``exports.FOLDERS``).
 
     Raises:
         UserError: an unknown format, a manifest of which no row can be written, a place that is taken.
     """
-    from rlspeech.data.exports import FORMATS, write_manifest_as
+    from rlspeech.data.exports import FOLDERS, FORMATS, write_manifest_as
     from rlspeech.data.manifest import find_manifest, scan_manifest
 
     if to not in FORMATS:
         raise UserError(f"no manifests are called {to!r}", f"there are: {', '.join(FORMATS)}", "--to nemo")
     utts, problems = scan_manifest(find_manifest(source, recipe=False))
     suffix = ".gz" if to == "lhotse" and str(out).endswith(".gz") else ""
-    with new_place(out, folder=to == "kaldi", suffix=suffix) as (place, final):
+    with new_place(out, folder=to in FOLDERS, suffix=suffix) as (place, final):
         done = write_manifest_as(utts, to, place, final)
         why = Counter([reason for _, reason in done.left_out] + ["bad line in the manifest"] * len(problems))
         if not done.rows:
@@ -129,7 +129,8 @@ def manifest(source: str, to: str, out: str | None) -> dict[str, Any]:
     notes = [*(f"left out: {reason}: {n}" for reason, n in why.most_common()), *done.notes]
     log.table(f"{to}: {final}", ["", "rows"], [["written", done.rows], ["left out", sum(why.values())]], notes)
     if to != "nemo":
-        log.say(f"back: rlspeech prepare {to} {final} --out data/again")
+        reader = {"webdataset": "folder", "shar": "lhotse"}.get(to, to)
+        log.say(f"back: rlspeech prepare {reader} {final} --out data/again")
     return {"out": str(final), "to": to, "rows": done.rows, "left_out": dict(why), "notes": done.notes}
 
 

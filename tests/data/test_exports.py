@@ -13,7 +13,10 @@ import pytest
 import soundfile as sf
 from tiny_corpora import find, write
 
+from rlspeech.corpora.folder import find as find_audio
 from rlspeech.corpora.toolkits import Kaldi, Lhotse, Nemo
+from rlspeech.data import exports
+from rlspeech.data.decode import read_audio
 from rlspeech.data.exports import write_manifest_as
 from rlspeech.data.manifest import read_manifest, write_manifest
 from rlspeech.types import Utterance
@@ -202,6 +205,49 @@ def test_lhotse_comes_back(tmp_path: Path) -> None:
     write_manifest_as(rows, "lhotse", tmp_path / "cuts_train.jsonl.gz")
     assert (tmp_path / "cuts_train.jsonl.gz").read_bytes() == first, "the same rows, the same bytes"
     assert gzip.decompress(first).count(b"\n") == 4
+
+
+def in_tars(folder: Path, to: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Utterance], list[Utterance]]:
+    """Rows, and what is read back of them, two to a tar."""
+    rows = some_rows(folder)
+    rows[1].id, rows[3].prompt_filepath = "piece.1", sound(folder / "voice.wav", 1.0)
+    gone = utterance(str(folder / "gone.wav"), "gone")
+    monkeypatch.setattr(exports, "PER_TAR", 2)
+    for place in (folder / to, folder / "twice"):
+        place.mkdir()
+        done = write_manifest_as([gone, *rows], to, place)
+        assert done.rows == 4 and [key for key, _ in done.left_out] == ["gone"]
+    assert {p.name: p.read_bytes() for p in (folder / to).iterdir()} == {
+        p.name: p.read_bytes() for p in (folder / "twice").iterdir()
+    }
+    return rows, [c.utt for c in (find(Lhotse, folder / to) if to == "shar" else find_audio(folder / to))]
+
+
+@pytest.mark.parametrize("to", ["webdataset", "shar"])
+def test_tars_come_back(to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, back = in_tars(tmp_path, to, monkeypatch)
+    assert {p.suffix for p in (tmp_path / to).iterdir()} <= {".tar", ".gz"}
+    for row, utt in zip(rows, back, strict=True):
+        for name in ("audio_filepath", "target_filepath", "prompt_filepath"):
+            one, two = getattr(row, name), getattr(utt, name)
+            piece = (row.offset, row.duration) if name == "audio_filepath" and row.offset else (0.0, None)
+            assert (one is None) == (two is None)
+            if one:
+                assert ".tar/" in two and np.array_equal(read_audio(one, *piece)[0], read_audio(two)[0])
+        assert (utt.text, utt.speaker_id, utt.offset) == (row.text, row.speaker_id, 0.0)
+        assert utt.extra.get("mood") == row.extra.get("mood") and utt.duration == pytest.approx(row.duration)
+    assert back[1].extra["original_id"] == "piece 1"
+
+
+@pytest.mark.slow  # its import takes seconds
+def test_lhotse_itself_reads_the_shar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lhotse = pytest.importorskip("lhotse")
+    rows, _ = in_tars(tmp_path, "shar", monkeypatch)
+    found = list(lhotse.CutSet.from_shar(in_dir=tmp_path / "shar"))
+    for row, cut in zip(rows, found, strict=True):
+        wav = read_audio(row.audio_filepath, row.offset, row.duration)[0]
+        assert cut.id == row.id and np.array_equal(cut.load_audio().mean(0), wav)
+    assert np.array_equal(found[0].load_target_recording()[0], read_audio(str(rows[0].target_filepath))[0])
 
 
 @pytest.mark.slow  # its import takes seconds
