@@ -227,7 +227,7 @@ class LogMel(nn.Module):
         wav = level_normalise(wav, -25.0)
         window, bank = cast(Tensor, self.window), cast(Tensor, self.bank)
         spec = torch.stft(wav, 512, 160, 400, window, center=True, pad_mode="constant", return_complex=True)
-        power = torch.view_as_real(spec).square().sum(-1)
+        power = spec.real.square() + spec.imag.square()
         logmel = (bank @ power + 1e-5).log()
         return logmel - logmel.mean(-1, keepdim=True) if self.centre else logmel
 

@@ -170,7 +170,7 @@ class P808Net(nn.Module):
         """Mel spectrogram in dB below the clip's maximum, (db + 40) / 40: (N, L, 120). The last 160 samples are left out."""
         wav = F.pad(wav[:, :-HOP], (160, 160))
         spec = torch.stft(wav, 321, HOP, 321, cast(Tensor, self.window), center=False, return_complex=True)
-        mel = cast(Tensor, self.bank) @ torch.view_as_real(spec).square().sum(-1)
+        mel = cast(Tensor, self.bank) @ (spec.real.square() + spec.imag.square())
         db = 10.0 * mel.clamp_min(1e-10).log10()
         db = db - db.amax((1, 2), keepdim=True)
         return (db.clamp_min(-80.0).transpose(1, 2) + 40.0) / 40.0

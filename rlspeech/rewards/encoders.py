@@ -157,7 +157,7 @@ class Ge2eNet(nn.Module):
         wav = wav * (10.0 ** (-30.0 / 20.0) / wav.square().mean(-1, keepdim=True).add(1e-12).sqrt())
         wav = F.pad(wav, (0, max(0, (starts[-1] + span) * hop - samples)))
         spec = torch.stft(wav, 400, hop, 400, cast(Tensor, self.window), pad_mode="constant", return_complex=True)
-        mel = (cast(Tensor, self.bank) @ torch.view_as_real(spec).square().sum(-1)).transpose(1, 2)
+        mel = (cast(Tensor, self.bank) @ (spec.real.square() + spec.imag.square())).transpose(1, 2)
         parts = torch.stack([mel[:, s : s + span] for s in starts], 1)  # (N, P, 160, 40)
         hidden = self.lstm(parts.flatten(0, 1))[1][0][-1]
         each = F.normalize(F.relu(self.linear(hidden)), dim=-1).unflatten(0, (len(wav), len(starts)))

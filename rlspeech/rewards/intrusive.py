@@ -13,7 +13,7 @@ All but PESQ have a gradient: where the degraded waveform is a torch tensor, the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
@@ -54,6 +54,17 @@ def _views(x: Any, size: int, step: int = 1) -> Any:
     return sliding_window_view(x, size, axis=0)[::step] if isinstance(x, np.ndarray) else x.unfold(0, size, step)
 
 
+def _once(work: Callable[..., Any], xp: Any, reference: np.ndarray, *how: Any) -> Any:
+    """``work`` on a reference in double precision; in numpy once for the rollouts that are compared with it."""
+    x = reference.astype(np.float64)
+    return _kept(work, x.tobytes(), *how) if xp is np else work(xp, xp.as_tensor(x), *how)
+
+
+@lru_cache(maxsize=8)
+def _kept(work: Callable[..., Any], reference: bytes, *how: Any) -> Any:
+    return work(np, np.frombuffer(reference), *how)
+
+
 def stoi_estoi(reference: np.ndarray, degraded: Any, sample_rate: int) -> tuple[Any, Any]:
     """Intelligibility of ``degraded`` given ``reference``.
 
@@ -68,21 +79,34 @@ def stoi_estoi(reference: np.ndarray, degraded: Any, sample_rate: int) -> tuple[
     Raises:
         ValueError: fewer than 30 frames (0.4 s) of the reference are within 40 dB of its loudest one.
     """
-    xp, *pair = _doubles(reference, degraded)
-    bx, by = (_bands(xp, w) for w in _drop_silence(xp, *(_to_10k(w, sample_rate) for w in pair)))  # (frames, bands)
-    if len(bx) < SEGMENT:
-        raise ValueError(f"too little speech in the reference ({len(bx)} frames, at least {SEGMENT})")
-    sx, sy = _views(bx, SEGMENT), _views(by, SEGMENT)  # (segments, bands, 30), views
-    estoi = xp.einsum("sbn,sbn->", _normalise(xp, sx), _normalise(xp, sy)) / SEGMENT / len(sx)
-    return _stoi(xp, sx, sy), estoi
-
-
-def _stoi(xp: Any, sx: Any, sy: Any) -> Any:
+    xp, y = _doubles(degraded)
+    keep, sx, ex, scale, b, length = _once(_reference, xp, reference, sample_rate)
+    if len(sx) < 1:
+        raise ValueError(f"too little speech in the reference ({length} frames, at least {SEGMENT})")
+    sy = _views(_bands(xp, _overlap_add(xp, _frames(xp, _to_10k(y, sample_rate))[keep])), SEGMENT)
+    estoi = xp.einsum("sbn,sbn->", ex, _normalise(xp, sy)) / SEGMENT / len(sx)
     norm = xp.linalg.norm
-    scale = norm(sx, axis=2, keepdims=True) / (norm(sy, axis=2, keepdims=True) + EPS64)
-    clipped = xp.minimum(sy * scale, sx * (1 + 10 ** (-BETA_DB / 20)))
-    a, b = clipped - clipped.mean(2, keepdims=True), sx - sx.mean(2, keepdims=True)
-    return (xp.einsum("sbn,sbn->sb", a, b) / ((norm(a, axis=2) + EPS64) * (norm(b, axis=2) + EPS64))).mean()
+    clipped = xp.minimum(sy * (scale / (norm(sy, axis=2, keepdims=True) + EPS64)), sx * (1 + 10 ** (-BETA_DB / 20)))
+    a = clipped - clipped.mean(2, keepdims=True)
+    stoi = xp.einsum("sbn,sbn->sb", a, b) / ((norm(a, axis=2) + EPS64) * (norm(b, axis=2) + EPS64))
+    return stoi.mean(), estoi
+
+
+def _reference(xp: Any, x: Any, sample_rate: int) -> tuple[Any, ...]:
+    """What STOI takes of the reference.
+
+    Which frames are within 40 dB of the loudest one; segments (n, bands, 30), as they are and normalised, their norms, and they less their
+    means; and the number of frames.
+    """
+    fx = _frames(xp, _to_10k(x, sample_rate))
+    level_db = 20 * xp.log10(xp.linalg.norm(fx, axis=1) + EPS64)
+    keep = level_db > (level_db.max() - RANGE_DB if len(fx) else 0.0)
+    bands = _bands(xp, _overlap_add(xp, fx[keep]))
+    sx = _views(bands, SEGMENT) if len(bands) >= SEGMENT else bands[:0]
+    if not len(sx):
+        return keep, sx, sx, sx, sx, len(bands)
+    norms = xp.linalg.norm(sx, axis=2, keepdims=True)
+    return keep, sx, _normalise(xp, sx), norms, sx - sx.mean(2, keepdims=True), len(bands)
 
 
 def _normalise(xp: Any, segments: Any) -> Any:
@@ -139,15 +163,6 @@ def _frames(xp: Any, x: Any) -> Any:
     return _views(x[:-1], FRAME, FRAME // 2) * xp.asarray(np.hanning(FRAME + 2)[1:-1])
 
 
-def _drop_silence(xp: Any, x: Any, y: Any) -> tuple[Any, Any]:
-    fx, fy = _frames(xp, x), _frames(xp, y)
-    if not len(fx):
-        return x[:0], y[:0]
-    level_db = 20 * xp.log10(xp.linalg.norm(fx, axis=1) + EPS64)
-    keep = level_db > level_db.max() - RANGE_DB
-    return _overlap_add(xp, fx[keep]), _overlap_add(xp, fy[keep])
-
-
 def _overlap_add(xp: Any, frames: Any) -> Any:
     half = FRAME // 2
     out = xp.zeros((len(frames) + 1) * half, dtype=xp.float64)
@@ -178,8 +193,8 @@ def log_spectral_distance(reference: np.ndarray, degraded: Any, n_fft: int = 512
     Of (T,) and (T,), in Hann windows of ``n_fft`` samples. Both spectra are floored 80 dB below the reference's strongest bin: silence
     against silence is no distance. Level counts.
     """
-    xp, *pair = _doubles(reference, degraded)
-    p, q = _floored(xp, pair, n_fft, hop)
+    xp, y = _doubles(degraded)
+    p, q = _floored(xp, (reference, y), n_fft, hop)
     return _root(((10 * xp.log10(p / q)) ** 2).mean(1)).mean()
 
 
@@ -188,26 +203,26 @@ def multi_resolution_stft(reference: np.ndarray, degraded: Any, sizes: Sequence[
 
     Of (T,) and (T,), in Hann windows that overlap by three quarters, with the floor of ``log_spectral_distance``. Level counts.
     """
-    xp, *pair = _doubles(reference, degraded)
-    total = 0.0
+    xp, y = _doubles(degraded)
+    pair, total = (reference, y), 0.0
     for n_fft in sizes:
         p, q = (_root(power) for power in _floored(xp, pair, n_fft, n_fft // 4))
         total = total + _root(((p - q) ** 2).sum()) / _root((p**2).sum()) + abs(xp.log(p / q)).mean()
     return total / len(sizes)
 
 
-def _floored(xp: Any, pair: Sequence[Any], n_fft: int, hop: int) -> list[Any]:
+def _floored(xp: Any, pair: tuple[np.ndarray, Any], n_fft: int, hop: int) -> list[Any]:
     """Power spectra (frames, bins) of reference and degraded, floored 80 dB below the reference's strongest bin."""
-    window = xp.asarray(np.hanning(n_fft + 1)[:-1])
-
-    def power(x: Any) -> Any:
-        x = xp.concatenate([x, xp.zeros(max(0, n_fft - len(x)), dtype=xp.float64)])
-        spectrum = xp.fft.rfft(_views(x, n_fft, hop) * window)
-        return spectrum.real**2 + spectrum.imag**2
-
-    powers = [power(x) for x in pair]
+    powers = [_once(_power, xp, pair[0], n_fft, hop), _power(xp, pair[1], n_fft, hop)]
     floor = xp.asarray(powers[0].max() * 1e-8 + 1e-20)
     return [xp.maximum(p, floor) for p in powers]
+
+
+def _power(xp: Any, x: Any, n_fft: int, hop: int) -> Any:
+    """Power spectra (frames, bins) in Hann windows."""
+    x = xp.concatenate([x, xp.zeros(max(0, n_fft - len(x)), dtype=xp.float64)])
+    spectrum = xp.fft.rfft(_views(x, n_fft, hop) * xp.asarray(np.hanning(n_fft + 1)[:-1]))
+    return spectrum.real**2 + spectrum.imag**2
 
 
 def lag(reference: np.ndarray, degraded: np.ndarray, max_lag: int) -> tuple[int, float, float]:
