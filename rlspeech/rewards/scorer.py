@@ -21,6 +21,7 @@ from rlspeech.rewards.user import UserReward
 from rlspeech.types import Reward, Sample, Score, UserError
 
 FULL_SCALE_PEAK = 0.99
+SENDING_S = 2e-3  # what an item costs on its way to a worker and back, on both sides
 Names = Sequence[str]
 Options = dict[str, dict[str, Any]] | None  # by reward or family name
 
@@ -100,6 +101,7 @@ class Scorer(AbstractContextManager["Scorer"]):
         for r in self.requests:
             self._groups.setdefault(r.key, []).append(r)
         self._families: dict[Any, Family] = {}
+        self._costs: dict[Any, float] = {}  # least seconds of a metric per second of sound, by key of its group
         self._pooled = [k for k, g in self._groups.items() if g[0].entry.where == "cpu"] if workers > 0 else []
         self._pool = None
         if self._pooled:
@@ -131,7 +133,9 @@ class Scorer(AbstractContextManager["Scorer"]):
         for n, sample in enumerate(pending.samples):
             for i, key in enumerate(self._pooled):
                 group = groups.get(key, [])
-                if self._pool is not None and group and pending.table[group[0].asked][n].error is None:
+                if not group or pending.table[group[0].asked][n].error is not None:
+                    continue
+                if self._pool is not None and not self._cheap(key, sample):
                     ready = self._at_rate(sample, group, pending.cache)
                     pending.jobs.append((key, n, self._pool.submit((i, ready, _columns(group)))))
         return pending
@@ -207,12 +211,17 @@ class Scorer(AbstractContextManager["Scorer"]):
             cache[id(sample), rate] = replace(sample, wav=wav, target=target, sample_rate=rate)
         return cache[id(sample), rate]
 
+    def _cheap(self, key: Any, sample: Sample) -> bool:
+        """Whether a metric takes less time than sending the sample, and is of numpy alone, which neither crashes nor hangs."""
+        entry, seconds = self._groups[key][0].entry, len(sample.wav) / sample.sample_rate
+        own = entry.factory.startswith("rlspeech.") and not entry.requires
+        return own and self._costs.get(key, float("inf")) * seconds < SENDING_S
+
     def _finish(self, pending: Pending) -> None:
         table, samples = pending.table, pending.samples
+        sent = {(key, n) for key, n, _ in pending.jobs}
         for key, group in pending.groups.items():
-            if key in self._pooled:
-                continue
-            rows = [n for n in range(len(samples)) if table[group[0].asked][n].error is None]
+            rows = [n for n in range(len(samples)) if table[group[0].asked][n].error is None and (key, n) not in sent]
             if not rows:
                 continue
             ready = [self._at_rate(samples[n], group, pending.cache) for n in rows]
@@ -225,6 +234,9 @@ class Scorer(AbstractContextManager["Scorer"]):
         for key, n, job in pending.jobs:
             scores, seconds = answer if isinstance(answer := job.result(), tuple) else (answer, 0.0)
             self._book(pending.groups[key], seconds)
+            if seconds and len(samples[n].wav):
+                cost = seconds * samples[n].sample_rate / len(samples[n].wav)
+                self._costs[key] = min(cost, self._costs.get(key, cost))
             _fill(table, pending.groups[key], n, scores)
 
     def _book(self, group: list[Request], seconds: float) -> None:
