@@ -147,10 +147,7 @@ ARRIVING: list[tuple[str, dict[str, Any]]] = [  # command line, setting -> value
     ),
     ("prepare folder f --kind noisy --set limits.min_s=1", {"root": "f", "kind": "noisy", "limits.min_s": 1.0}),
     ("prepare demo --out o", {"out": "o"}),
-    (
-        "report runs/a b=runs/b --players 2 --out x.html",
-        {"0": "runs/a", "1": "b=runs/b", "players": 2, "out": "x.html"},
-    ),
+    ("report runs/a b=runs/b --players 2 --out x", {"0": "runs/a", "1": "b=runs/b", "players": 2, "out": "x"}),
     (
         "prepare nonspeech --condition silence --condition music --count 2 --max-s 1",
         {"conditions": ["silence", "music"], "count": 2, "max_s": 1.0},

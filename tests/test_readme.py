@@ -25,12 +25,8 @@ TINY = {
     "sample": ["draws=4", "limit=4"],
 }
 # rows of recognisers and synthesisers are never cut, and they take no Euler steps
-ASR = {
-    "sample": TINY["sample"],
-    "pretrain": STEPS,
-    "rl": [*UPDATES, "probe_batches=4"],
-    "eval": ["limit=4", "players=1"],
-}
+ASR = {"sample": TINY["sample"], "pretrain": STEPS}
+ASR |= {"rl": [*UPDATES, "probe_batches=4"], "eval": ["limit=4", "players=1"]}
 JOBS = sorted((ROOT / "examples" / "cluster").glob("*.sbatch"))
 INSTALLS = r"(python -m )?pip install|uv (pip|sync|venv)|python3? -m venv"
 # what is learnt from lies in files: no size of a rollout

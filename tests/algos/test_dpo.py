@@ -56,17 +56,8 @@ def stored(tmp_path: Path) -> Callable[..., Path]:
             key = f"u{p}-{d:02d}"
             own = {"prompt": f"u{p}", "draw": d, "finished": d not in unfinished, "tokens": TOKENS[d]}
             rows.append({"id": key, "audio_filepath": "a.flac", "duration": 1.0, "sample_rate": 16000, **own})
-            errors = {HIGH: "too quiet"} if high[p][d] is None else {}
-            scores.append(
-                {
-                    "key": key,
-                    "system": "system",
-                    HIGH: high[p][d],
-                    LOW: low[p][d],
-                    "asr_keywords": None,
-                    "errors": errors,
-                }
-            )
+            row = {"key": key, "system": "system", HIGH: high[p][d], LOW: low[p][d], "asr_keywords": None}
+            scores.append(row | {"errors": {HIGH: "too quiet"} if high[p][d] is None else {}})
         (tmp_path / "samples.json").write_text('{"draws": 4}')
         for name, lines in (("manifest", rows), ("scores", scores)):
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -267,12 +267,8 @@ def test_settings_that_cannot_work_are_refused() -> None:
 
     plain, grpo, critic = Toy(), {"algo": "grpo", "group": 2}, {"ppo": {"form": "critic"}}
     plain.supports, awr = frozenset({"sample"}), {"algo": "awr", "group": 2}
-    for changes, missing in (
-        ({}, "base"),
-        (critic, "critic"),
-        (awr, "fit"),
-        ({"supervised_weight": 1.0}, "supervised"),
-    ):
+    lacking = (({}, "base"), (critic, "critic"), (awr, "fit"), ({"supervised_weight": 1.0}, "supervised"))
+    for changes, missing in lacking:
         with pytest.raises(UserError, match=missing):
             make(plain, **changes)
     make(plain, **grpo)

@@ -140,10 +140,8 @@ def test_voicebank_28(tmp_path: Path, nested: bool) -> None:
     for row in splits["train"].values():
         noisy, clean = Path(row.utt.audio_filepath), Path(row.utt.target_filepath or "")
         assert noisy.name == clean.name and "noisy_" in noisy.parts[-2] and "clean_" in clean.parts[-2]
-    assert {k: len(v) for k, v in table(find(VoiceBank, tmp_path, valid_speakers=[])).items()} == {
-        "train": 4,
-        "test": 2,
-    }
+    found = table(find(VoiceBank, tmp_path, valid_speakers=[]))
+    assert {k: len(v) for k, v in found.items()} == {"train": 4, "test": 2}
 
 
 def test_voicebank_56_and_both(tmp_path: Path) -> None:

@@ -128,11 +128,7 @@ def test_an_utterance_keeps_its_mixture_when_the_corpus_grows(recipe: Path) -> N
 
 
 LISTS = {"clean": "clean.jsonl", "noise": "noise.jsonl"}
-MISTAKES = [
-    ({"noise": None}, "mix.json"),
-    ({"clean": "nowhere.jsonl"}, "nowhere"),
-    ({"clean": "broken.jsonl"}, "line 2"),
-]
+MISTAKES = [({"noise": None}, "mix.json"), ({"clean": "nowhere.jsonl"}, "nowhere"), ({"clean": "broken.jsonl"}, "line")]
 MISTAKES += [({"mixing": {"snr_dbb": [0, 1]}}, "snr_dbb"), ({"mixing": {"snr_db": "loud"}}, "snr_db")]
 UNLIKE = [("{\n\n  bad", "line 3"), ("[]", "mix.json"), ('{"clean": "clean.jsonl"}', "noise")]
 

@@ -39,15 +39,12 @@ def snapshot(folder: Path, out: Path) -> Path:
 
 def place(kind: str, run: Run, tmp_path: Path) -> Path:
     checkpoint = run.folder / "checkpoints" / "step_000003"
-    if kind == "merged":
-        convert.merge_lora(str(run.folder), "merged", str(tmp_path / kind))
-    if kind == "average":
-        convert.average([str(run.folder), str(checkpoint)], str(tmp_path / kind))
     if kind in ("merged", "average"):
+        given = ([str(run.folder), str(checkpoint)],) if kind == "average" else (str(run.folder), "merged")
+        getattr(convert, {"merged": "merge_lora"}.get(kind, kind))(*given, str(tmp_path / kind))
         return tmp_path / kind
-    return {"run": run.folder, "checkpoint": checkpoint, "base": run.base}.get(kind) or snapshot(
-        checkpoint, tmp_path / "cache"
-    )
+    known = {"run": run.folder, "checkpoint": checkpoint, "base": run.base}
+    return known.get(kind) or snapshot(checkpoint, tmp_path / "cache")
 
 
 def command(task: str, model: Path, sound: Path, out: Path) -> list[str]:

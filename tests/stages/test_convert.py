@@ -240,9 +240,8 @@ def test_what_cannot_be_converted(runs: dict[str, Run], tmp_path: Path) -> None:
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {
-        f"{p.name}:{k}": v for p in folder.glob("*.safetensors") if p.stem != "state" for k, v in load_file(p).items()
-    }
+    files = [p for p in folder.glob("*.safetensors") if p.stem != "state"]
+    return {f"{p.name}:{k}": v for p in files for k, v in load_file(p).items()}
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -245,11 +245,8 @@ def test_crops_beside_the_file_or_in_a_folder(world: Path) -> None:
 def test_one_video_for_one_file(world: Path) -> None:
     _avse(world, world / "in" / "a.wav", video=str(world / "mouths" / "c.npz"))
     _check(world, "a.wav", _expected(world, "a", world / "mouths" / "c.npz"))
-    for video, task, what in (
-        ("c.npz", "avse", "one video for 3"),
-        ("void", "avse", "no video"),
-        ("", "flowse", "null"),
-    ):
+    wrong = (("c.npz", "avse", "one video for 3"), ("void", "avse", "no video"), ("", "flowse", "null"))
+    for video, task, what in wrong:
         with pytest.raises(UserError, match=what):
             _avse(world, video=str(world / "mouths" / video), task=task)
 

@@ -181,9 +181,8 @@ def test_one_bad_item_fails_alone(world: World) -> None:
     (folder / "torn.wav").write_bytes((folder / "noisy" / "u0.wav").read_bytes()[:30])
     bad = {"empty": "empty.wav", "gone": "gone.wav", "silent": "silent.wav", "torn": "torn.wav"}
     common = {"duration": 1.0, "sample_rate": RATE}
-    rows += [
-        json.dumps({"id": k, "audio_filepath": v, "target_filepath": "clean/u0.wav", **common}) for k, v in bad.items()
-    ]
+    target = {"target_filepath": "clean/u0.wav", **common}
+    rows += [json.dumps({"id": k, "audio_filepath": v, **target}) for k, v in bad.items()]
     rows += [json.dumps({"id": "lonely", "audio_filepath": "noisy/u1.wav", **common})]
     (folder / "test.jsonl").write_text("\n".join(rows) + "\n")
     result = evaluate.run(_config(folder, "fails"))
@@ -205,12 +204,9 @@ def test_default_metrics_leave_out_what_is_not_installed() -> None:
 
 
 def test_a_request_has_the_same_columns_in_eval_and_reward(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = {
-        f"dnsmos_{c}": Score(3.0, None, {"dnsmos_bak": 2.0, "dnsmos_bak_raw": 1.5}) for c in ("ovrl", "sig", "bak")
-    }
-    monkeypatch.setattr(
-        "rlspeech.rewards.dnsmos.Dnsmos.compute", lambda self, samples, columns: [scores] * len(samples)
-    )
+    score = Score(3.0, None, {"dnsmos_bak": 2.0, "dnsmos_bak_raw": 1.5})
+    scores = {f"dnsmos_{c}": score for c in ("ovrl", "sig", "bak")}
+    monkeypatch.setattr("rlspeech.rewards.dnsmos.Dnsmos.compute", lambda _, samples, columns: [scores] * len(samples))
     folder, asked = world[0], ["dnsmos[level_dbfs=-25]", "dnsmos_sig", "dnsmos_sig"]
     names = ["dnsmos_ovrl[level_dbfs=-25]", "dnsmos_sig[level_dbfs=-25]", "dnsmos_bak[level_dbfs=-25]", "dnsmos_sig"]
     assert base.named(asked) == names and base.named([*names, " p808", "a:b"]) == [*names, "dnsmos_p808", "a:b"]
@@ -241,9 +237,8 @@ def test_mistakes_are_found_before_any_work(world: World, changes: dict[str, Any
 
 def test_nothing_that_can_be_scored_is_an_error(world: World) -> None:
     folder, _ = world
-    (folder / "test.jsonl").write_text(
-        '{"id": "a", "audio_filepath": "gone.wav", "duration": 1.0, "sample_rate": 16000}\n'
-    )
+    row = '{"id": "a", "audio_filepath": "gone.wav", "duration": 1.0, "sample_rate": 16000}'
+    (folder / "test.jsonl").write_text(f"{row}\n")
     with pytest.raises(UserError, match="scores.jsonl") as caught:
         evaluate.run(_config(folder))
     assert "missing file" in caught.value.why

@@ -137,11 +137,8 @@ def test_the_course_of_the_rate(schedule: Any) -> None:
         rates = []
         for trainer.step in (0, 9, 10, 20, 29):
             rates.append(trainer.rate())
-        later = {
-            "cosine": [1, 0.5, 0.5 * (1 + math.cos(0.95 * math.pi))],
-            "linear": [1, 0.5, 0.05],
-            "constant": [1] * 3,
-        }
+        cosine = 0.5 * (1 + math.cos(0.95 * math.pi))
+        later = {"cosine": [1, 0.5, cosine], "linear": [1, 0.5, 0.05], "constant": [1] * 3}
         assert rates == pytest.approx([0.1, 1.0, *later.get(schedule, [other.get_last_lr()[0]] * 3)])
         stops.append(trainer.plateaus()[1])
     assert not any(stops)

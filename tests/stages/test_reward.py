@@ -46,9 +46,8 @@ def folders(tmp_path):
 
 
 def config(folders: Path, rewards: list[str], **rest) -> ScoreFolder:
-    return ScoreFolder(
-        **{"rewards": rewards, "target": str(folders / "ref"), "out": str(folders / "scores"), "workers": 0, **rest}
-    )
+    own = {"rewards": rewards, "target": str(folders / "ref"), "out": str(folders / "scores"), "workers": 0}
+    return ScoreFolder(**{**own, **rest})
 
 
 def rows(folders: Path) -> dict[str, dict]:
@@ -163,9 +162,8 @@ def test_interrupt_keeps_what_is_scored(folders, monkeypatch):
 
 
 def test_manifest_and_its_columns_reach_user_functions(folders, monkeypatch):
-    (folders / "my_reward_module.py").write_text(
-        "def snr(wavs, texts, sample_rate, snr=None, **columns):\n    return list(snr)\n"
-    )
+    code = "def snr(wavs, texts, sample_rate, snr=None, **columns):\n    return list(snr)\n"
+    (folders / "my_reward_module.py").write_text(code)
     monkeypatch.syspath_prepend(str(folders))
     same = {"audio_filepath": "out/a.wav", "target_filepath": "ref/a.wav", "duration": 0.8, "sample_rate": RATE}
     lines = [{"id": f"u{i}", **same, "snr": i} for i in range(2)]

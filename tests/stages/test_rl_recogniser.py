@@ -70,9 +70,8 @@ def test_a_recogniser_needs_texts_and_clips_it_can_take(tmp_path: Path, capsys: 
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[-1]["duration"] = 99.0
     path.write_text("\n".join(map(json.dumps, lines)) + "\n")
-    source, held = get_task("asr").data(
-        RL(data=str(path), valid_items=1), SimpleNamespace(sample_rate=16000, max_s=20.0)
-    )
+    model = SimpleNamespace(sample_rate=16000, max_s=20.0)
+    source, held = get_task("asr").data(RL(data=str(path), valid_items=1), model)
     assert len(source.utts) == 5 and len(held) == 1 and "2 of 8 rows are left out" in capsys.readouterr().err
     assert held[0].noisy is held[0].target or np.array_equal(held[0].noisy, held[0].target)
     with pytest.raises(UserError, match="8 rows"):

@@ -48,9 +48,8 @@ def test_rows_are_a_manifest_of_outputs_with_their_prompts(spoken: Path, tts: di
         lengths = {r["id"]: len(r["tokens"]) for r in rows if r["prompt"] == prompt}
         done = [lengths[r["id"]] for r in rows if r["prompt"] == prompt and r["finished"]] or list(lengths.values())
         median = max(float(np.median(done)), 1.0)
-        assert [scores[k] for k in lengths] == pytest.approx(
-            [-abs(n - median) / median for n in lengths.values()], abs=1e-6
-        )
+        wanted = [-abs(n - median) / median for n in lengths.values()]
+        assert [scores[k] for k in lengths] == pytest.approx(wanted, abs=1e-6)
 
 
 def test_an_interrupted_set_goes_on_as_it_would_have_been(spoken: Path, tts: dict[str, str], tmp_path: Path) -> None:

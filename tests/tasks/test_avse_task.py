@@ -181,13 +181,8 @@ def test_training_saves_resumes_and_loads(tmp_path: Path, monkeypatch: pytest.Mo
     for utt in read_manifest(data) if channels == 2 else []:
         for path in (utt.audio_filepath, utt.target_filepath):
             save_audio(path, load_audio(path) * np.float32([[1.0], [0.5]]), RATE)
-    settings: dict[str, Any] = {
-        "task": "avse",
-        "avse": AvseModel(**CROPPED, channels=channels),
-        "batch": 2,
-        "warmup": 1,
-    }
-    settings |= {"data": str(data), "save_every": 1, "valid_every": 0, "valid_items": 2}
+    settings: dict[str, Any] = {"task": "avse", "avse": AvseModel(**CROPPED, channels=channels), "batch": 2}
+    settings |= {"warmup": 1, "data": str(data), "save_every": 1, "valid_every": 0, "valid_items": 2}
     settings |= {"device": "cpu", "workers": 0}
     whole = pretrain.run(Pretrain(**settings, steps=2, out=str(tmp_path / "whole")))
     assert {"si_sdr", "si_sdr_shuffled_video"} <= whole.keys()

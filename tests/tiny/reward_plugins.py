@@ -71,9 +71,8 @@ def loudness(wavs, texts, sample_rate, **columns):
 
 
 def everything(wavs, texts, sample_rate, hypotheses, targets, **columns):
-    return [
-        len(h) + float(np.abs(w).sum() + np.abs(t).sum()) for w, h, t in zip(wavs, hypotheses, targets, strict=True)
-    ]
+    each = zip(wavs, hypotheses, targets, strict=True)
+    return [len(h) + float(np.abs(w).sum() + np.abs(t).sum()) for w, h, t in each]
 
 
 def picky(wavs, texts, sample_rate, snr=None, **columns):
