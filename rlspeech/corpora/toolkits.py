@@ -289,9 +289,9 @@ def _cut(split: str, path: Path, row: Row) -> Candidate:
     found.utt.extra.update({k: v for k, v in extra.items() if k not in found.utt.extra})
     for key in ("target", "prompt"):
         if isinstance(beside := (row.get("custom") or {}).get(f"{key}_recording"), dict):
-            there, why = _file(beside, None, path, name, f"{key}_recording")
+            there, lacks = _file(beside, None, path, name, f"{key}_recording")
             setattr(found.utt, f"{key}_filepath", there and str(there))
-            found = found._replace(problem=found.problem or why and f"{key}: {why}")
+            found = found._replace(problem=found.problem or (lacks and f"{key}: {lacks}"))
     found.utt.offset, found.utt.duration = start, length
     if not start and recording and float(recording.get("duration", length)) - length > TOLERANCE_S:
         found.utt.extra["segment"] = True  # the row ends before its file does

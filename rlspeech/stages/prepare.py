@@ -86,7 +86,7 @@ def run(config: Source, joined: Sequence[Path] = ()) -> dict[str, Any]:
             option = "" if name in ("root", "manifests") else f"--{name} PATH; "
             raise UserError(f"prepare {source.name} needs {what}", "", f"{option}rlspeech prepare {source.name} --help")
     if source.part.own and source.name in WHOLE:
-        raise UserError(f"prepare {source.name} does not work in shards", "", "leave out --shard")
+        raise UserError(f"prepare {source.name} does not work in shards", "it is made as a whole", "leave out --shard")
     out = Path(os.path.abspath(config.out or os.path.join("data", source.name)))
     aside = source.part.place(out)
     with held(aside):

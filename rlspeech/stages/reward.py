@@ -39,6 +39,7 @@ from rlspeech.scores import FIXED, JUDGE_TEXT, ScoreFile, system_facts
 from rlspeech.stats import Interval, mean_interval
 from rlspeech.types import Sample, Score, UserError
 
+PAGE_ROWS = 100_000  # a page holds every row in memory: one of more is written where it is asked for
 Found = Sample | AudioError
 Read = Callable[[Item], Found]
 Loaded = list[tuple[Item, Found]]
@@ -236,7 +237,7 @@ def _report(scores: ScoreFile, scorer: Scorer, items: Items, config: ScoreFolder
     # a page where it is asked for, or (auto) where there is something that a table cannot show
     asked = keys if any("llm" in name for name in facts) else ()
     judged = any(c.startswith(JUDGE_TEXT) and v for k in asked for c, v in scores.row(scores.system, k).items())
-    shown = config.report == "auto" and (judged or corpus or order is not None)
+    shown = config.report == "auto" and len(items) <= PAGE_ROWS and (judged or corpus or order is not None)
     asked_for = config.report == "always" or shown
     page = write_page(scores.path) if asked_for and not Shard.of(config.shard).own else None
     if page is not None:
