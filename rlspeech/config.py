@@ -383,7 +383,9 @@ class ScoreFolder(Strict):
     llm_model: str | None = conf(None, "for llm at an address: name of the model (default: the only one it serves)")
     sentiment: str | None = conf(None, "for llm: Hub id or folder of an ordinal classifier (default: the embedded one)")
     prompt: str | None = conf(None, "for llm: file of prompts, of which the first is asked (default: the shipped ones)")
-    report: Literal["auto", "always", "never"] = conf("auto", "report.html; auto: for rewards in words, and ladders, up to 100,000 rows")
+    report: Literal["auto", "always", "never"] = conf(
+        "auto", "report.html; auto: for rewards in words, and ladders, up to 100,000 rows"
+    )
     players: Whole = conf(8, "number of clips with players in the report")
     out: str | None = None
     batch: Count = conf(16, "files in one batch")
