@@ -221,7 +221,7 @@ class TokenPolicy:
             with self._cast():
                 return self._answers(model, batch)
 
-    def _generate(self, encoded: Any, batch: Sequence[Clip], group: int, seed: int) -> tuple[Tensor, ...]:
+    def _generate(self, encoded: Any, batch: Sequence[Clip], group: int, seed: int) -> tuple[Any, ...]:
         """Ids and mask (N, S), finished, prompts and given (N,): ``group`` rows a clip, and its reference where that joins them.
 
         The last is what an engine says of its tokens (N, S), or None.

@@ -80,6 +80,8 @@ class VllmEngine:
                 from vllm import LLM, SamplingParams
 
                 self.llm: Any = LLM(folder, **how)
+                # at exit it would leave a process group that is not its own, or is gone by then
+                self.llm.llm_engine.engine_core._finalizer.atexit = False
                 once = {"prompt_embeds": torch.zeros(2, text.hidden_size, dtype=self.dtype)}  # what fails does so here
                 self.llm.generate(once, SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False)
         except (ValueError, RuntimeError, NotImplementedError, AssertionError, ImportError) as error:
