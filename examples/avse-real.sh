@@ -2,10 +2,12 @@
 # LR-AVSE at a size for two cores, with the control that the paper lacks: real speech and noise, competing talkers, drawn mouths.
 # Three arms with three seeds each: SI-SNR alone (no RL), RL-DNSMOS, LR-AVSE. They have the same data, steps and rate.
 # Two more are shorter: LR-AVSE with what it costs held, and DiffRO on four measures. The published form runs once.
+# The mean of LR-AVSE's seeds is taken whole, and part of the way.
 #   DATA  folder with speech/ and noise/ below it;  OUT  where runs go (default runs/avse-real);  MODEL (default: embedded)
 #   SEEDS (default "0 1 2");  TINY=1  a few steps of everything, for tests
 set -euo pipefail
 data=${DATA:-${RLSPEECH_REALDATA:?set DATA to a folder with speech/ and noise/}}
+here=$(cd "$(dirname "$0")" && pwd)
 out=${OUT:-runs/avse-real}; model=${MODEL:-embedded}
 few=(); eval_few=(); count=60; seeds=${SEEDS:-0 1 2}
 [ -z "${TINY:-}" ] || { few=(--set steps=2 --set valid_items=2 --set prompts_per_step=2 --set group=2 --set valid_every=2 --set save_every=2 --set clip_s=1)
@@ -37,8 +39,14 @@ for seed in $seeds; do
   tune mix "$seed" --preset avse-diffro-mix --set steps=20
   for arm in sisnr dnsmos llm held mix; do models+=(--model "$arm-$seed=$out/$arm-$seed"); done
 done
+runs=(); for seed in $seeds; do runs+=("$out/llm-$seed"); done
+for step in 0.45 1; do
+  rlspeech convert average "${runs[@]}" --step "$step" --out "$out/mean-x$step"
+  models+=(--model "mean-x$step=$out/mean-x$step")
+done
 tune published 0 --preset avse-lr --set steps=40
 tune published-sisnr 0 --preset avse-sisnr --set steps=40
 models+=(--model "published=$out/published-0" --model "published-sisnr=$out/published-sisnr-0")
 
 rlspeech eval --task avse --data "$out/test/manifest.jsonl" "${models[@]}" --shuffled pretrained --baseline sisnr-0 --out "$out/eval" "${eval_few[@]}"
+python "$here/seeds.py" "$out/eval" --baseline pretrained
