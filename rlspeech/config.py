@@ -291,6 +291,9 @@ class RL(Strict):
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = conf(
         "auto", "asr, tts: how transformers computes attention; auto: as the model loads"
     )
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = conf(
+        "adamw", "8bit (bitsandbytes): moments of a byte; paged: on CUDA they go to host memory where there is no room"
+    )
     lr: Positive = conf(1e-3, "learning rate; the default suits a LoRA, published per-bin runs use 2e-4")
     lr_schedule: Literal["linear", "constant"] = "linear"
     weight_decay: NonNegative = 0.0

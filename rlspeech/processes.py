@@ -47,7 +47,7 @@ def place() -> tuple[int, int]:
         raise UserError(f"{found} in the environment", "ranks are numbered from 0 to WORLD_SIZE - 1", LAUNCH)
     yes = {key: os.environ.get(f"ACCELERATE_{key}", "no").lower() not in {"", "no", "false", "0"} for key in FOREIGN}
     if asked := [FOREIGN[key] for key, wanted in yes.items() if wanted]:
-        why = "every process holds the whole model in the precision of --precision, and gradients are added up"
+        why = "what is sharded is said by --set sharding=fsdp, the precision by --precision, and nothing is wrapped"
         raise UserError(f"accelerate is configured for {', '.join(asked)}", why, LAUNCH)
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if int(world) > 1 and missing:

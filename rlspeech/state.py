@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -90,6 +91,23 @@ def _decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
         if tag == "__dict__":
             return {k: _decode(v, tensors) for k, v in body}
     return {k: _decode(v, tensors) for k, v in tree.items()}
+
+
+def make_optimizer(config: Any, parameters: Sequence[Any]) -> Optimizer:
+    """The optimiser of an ``RL`` config. Raises ``UserError``: one with 8-bit moments where bitsandbytes is missing."""
+    import torch
+
+    how: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw":  # one parameter after the other: together they would need a further number each
+        return torch.optim.AdamW(parameters, config.lr, **how, foreach=False)
+    try:
+        from bitsandbytes import optim  # type: ignore[import-not-found]
+    except Exception as error:  # also where it is installed and finds no library for this machine
+        why = f"bitsandbytes does not import: {error}".splitlines()[0]
+        hint = "pip install bitsandbytes, or --set optimizer=adamw"
+        raise UserError(f"optimizer={config.optimizer} cannot be had here", why, hint) from error
+    kind = optim.AdamW8bit if config.optimizer == "adamw_8bit" else optim.PagedAdamW8bit
+    return cast("Optimizer", kind(parameters, lr=config.lr, **how))
 
 
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:

@@ -21,8 +21,9 @@ from pydantic import BaseModel
 
 from rlspeech import files
 from rlspeech import run as run_module
+from rlspeech.config import RL
 from rlspeech.run import Run
-from rlspeech.state import load_optimizer_state, load_state, rng_state, save_state, set_rng_state
+from rlspeech.state import load_optimizer_state, load_state, make_optimizer, rng_state, save_state, set_rng_state
 from rlspeech.tracking import read_metrics
 from rlspeech.types import UserError
 
@@ -379,7 +380,7 @@ def _train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int)
         optimizer.step()
 
 
-def test_two_and_two_steps_equal_four_bit_for_bit(tmp_path: Path) -> None:
+def test_two_and_two_steps_equal_four_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fresh() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
         random.seed(0)
@@ -402,6 +403,9 @@ def test_two_and_two_steps_equal_four_bit_for_bit(tmp_path: Path) -> None:
     other = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])
     with pytest.raises(UserError, match="optimiser"):
         load_optimizer_state(other, state["opt"])
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match="adamw_8bit"):
+        make_optimizer(RL(optimizer="adamw_8bit"), list(model.parameters()))
 
 
 def test_importing_run_does_not_import_torch() -> None:

@@ -35,7 +35,7 @@ from rlspeech.run import Run
 from rlspeech.scores import step_name
 from rlspeech.stages.finish import DONE, Ending, at_the_end, explain, longer, shown
 from rlspeech.stages.validation import TEXT, Validation, texts_of, trim, tuned_facts
-from rlspeech.state import load_optimizer_state, rng_state, set_rng_state
+from rlspeech.state import load_optimizer_state, make_optimizer, rng_state, set_rng_state
 from rlspeech.stats import mean_interval
 from rlspeech.tasks import complete, get_task
 from rlspeech.tasks.base import Task
@@ -104,9 +104,7 @@ class Session:
         compared = config.kl_beta > 0 or config.change_weight > 0 or config.algo in ("ppo", "dpo")
         self.adapted = Adapted(model, config.lora, compared=compared)
         self.policy = task.policy(self.adapted, config)
-        # one parameter after the other: together they would need a further number each
-        how: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": config.weight_decay, "foreach": False}
-        self.optimizer = torch.optim.AdamW(self.policy.parameters(), config.lr, **how)
+        self.optimizer = make_optimizer(config, self.policy.parameters())
         soft = task.soft_reward(config, engine.device) if "diffro" in config.algo and config.policy_weight else None
         self.algo = get_algorithm(config, self.policy, self.optimizer, engine, soft)
         self.train, valid = task.data(config, model)

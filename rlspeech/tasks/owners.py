@@ -114,8 +114,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
         *POLICY,
         Rule(
             "sharding",
-            "--algo grpo, ppo, awr or dpo with train_encoder=false, offload=none and weights=fixed",
-            lambda c: "diffro" not in c.algo and (c.train_encoder, c.offload, c.weights) == (False, "none", "fixed"),
+            "algo grpo, ppo, awr or dpo, adamw, train_encoder=false, offload=none, weights=fixed, rollouts.engine=own",
+            lambda c: (
+                "diffro" not in c.algo
+                and (c.train_encoder, c.offload, c.weights) == (False, "none", "fixed")
+                and (c.optimizer, c.rollouts.engine) == ("adamw", "own")
+            ),
         ),
         Rule("hold", "a guard that is held", lambda c: any(g.hold for g in c.guards)),
         Rule("supervised_on", "supervised_weight above 0, not dpo", lambda c: c.supervised_weight and c.algo != "dpo"),
@@ -130,8 +134,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
 COMMON: dict[str, frozenset[str]] = {
     "RL": frozenset(
         "task algo model valid out rewards guards policy_weight supervised_weight lora steps prompts_per_step "
-        "updates_per_collection epochs micro_batch lr lr_schedule weight_decay grad_clip valid_every valid_items save_every seed device "
-        "workers max_minutes tracker probe_batches probe_algos".split()  # one config serves a run and its --probe
+        "updates_per_collection epochs micro_batch optimizer lr lr_schedule weight_decay grad_clip valid_every valid_items save_every "
+        "seed device workers max_minutes tracker probe_batches probe_algos".split()  # one config serves a run and its --probe
     ),
     "Pretrain": frozenset(
         "task data valid init out mixing steps batch lr lr_schedule warmup weight_decay grad_clip ema valid_every save_every valid_items "

@@ -67,6 +67,8 @@ PAIRS = {
     "sampling.temperature=0.5": ("sampling", ["task=asr"]),
     "train_encoder=true task=avse": ("train_encoder", ["task=asr"]),
     "precision=bf16": ("precision", ["task=asr"]),
+    "sharding=fsdp": ("sharding", ["task=asr"]),
+    "sharding=fsdp task=tts optimizer=adamw_8bit": ("sharding", ["optimizer=adamw"]),
     "supervised_on=sample task=asr supervised_weight=1": ("supervised_on", ["task=avse"]),
     "diffro.mode=free algo=diffro": ("diffro.mode", ["task=tts"]),
     "diffro.smooth=8 task=tts algo=diffro": ("diffro.smooth", ["task=avse"]),
