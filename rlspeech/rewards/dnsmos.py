@@ -289,7 +289,7 @@ class Dnsmos:
             tiled = np.tile(wav, copies) if copies > 1 else wav
             if self.official and self.kind != "p808":
                 whole = copies > 1 and len(wav) % HOP == 0
-                period = math.lcm(len(wav) // HOP, 4) if whole else len(tiled)
+                period = len(wav) // HOP if whole else len(tiled)
                 made.append((self._shared(tiled, [start // HOP for start, _, _ in plan], period), weights))
             else:
                 made.append((slice(len(stretches), len(stretches) + len(plan)), weights))
@@ -317,24 +317,26 @@ class Dnsmos:
             parts = (starts[k : k + MAX_WINDOWS] for k in range(0, count, MAX_WINDOWS))
             return np.concatenate([self._shared(wav, part, period) for part in parts])
         first, frames = starts[0] + 4, WINDOW // HOP - 1
-        last = min(first + period + 16, starts[-1] + frames - 4)
-        spans = [(at - 4, min(at + MAX_FRAMES, last) + 4) for at in range(first, last, MAX_FRAMES)]
+        every = math.lcm(period, 4)
+        last = min(first + every + 16, starts[-1] + frames - 4)
+        some = min(first + period, last)
+        spans = [(at - 4, min(at + MAX_FRAMES, some) + 4) for at in range(first, some, MAX_FRAMES)]
         spans += [(s + at, s + at + 8) for at in (0, frames - 8) for s in starts]
         found = [torch.from_numpy(x) for x in self._batched([wav[a * HOP : (b + 1) * HOP] for a, b in spans], True)]
-        shared = torch.cat([x[:, 4:-4] for x in found[: -2 * count]], 1)
+        shared = torch.cat([x[:, 4:-4] for x in found[: -2 * count]], 1)[:, torch.arange(last - first) % period]
         left, right = torch.stack(found[-2 * count : -count])[:, :, :4], torch.stack(found[-count:])[:, :, 4:]
         begin = torch.tensor(starts)[:, None]
 
-        def own(x: Tensor, at: Tensor, every: int) -> Tensor:  # (W, C, units, bins): a window's part of what is shared
-            return x[:, at % every].transpose(0, 1)
+        def own(x: Tensor, at: Tensor, period: int) -> Tensor:  # (W, C, units, bins): a window's part of what is shared
+            return x[:, at % period].transpose(0, 1)
 
         with torch.inference_mode():
             net = self.predict.net
-            left = torch.cat([left, own(shared, begin + torch.arange(4, 20) - first, period)], 2)
-            right = torch.cat([own(shared, begin + torch.arange(frames - 20, frames - 4) - first, period), right], 2)
+            left = torch.cat([left, own(shared, begin + torch.arange(4, 20) - first, every)], 2)
+            right = torch.cat([own(shared, begin + torch.arange(frames - 20, frames - 4) - first, every), right], 2)
             middle, ends = (net(x.to(self.device), TRUNK, LAST) for x in (shared[None], torch.cat([left, right])))
             at = (begin - first - 8) // 4 + torch.arange(3, frames // 4 - 3)
-            inner = own(middle[0, :, 2:-2], at, period // 4)
+            inner = own(middle[0, :, 2:-2], at, every // 4)
             return net(torch.cat([ends[:count, :, :3], inner, ends[count:, :, -3:]], 2), LAST).double().cpu().numpy()
 
     def compute(self, samples: Sequence[Sample], columns: Sequence[str]) -> list[dict[str, Score]]:

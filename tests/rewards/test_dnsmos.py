@@ -42,7 +42,7 @@ def test_windows_are_the_official_ones(length):
     assert length != 32000 or sum(samples for _, samples, _ in plan) < 7 * 144160 / 10  # two seconds cost a tenth
 
 
-@pytest.mark.parametrize(("kind", "length"), [("p835", 32000), ("p835", 176123), ("p808", 32000), ("p808", 64000)])
+@pytest.mark.parametrize(("kind", "length"), [("p835", 42720), ("p835", 176123), ("p808", 32000), ("p808", 64000)])
 def test_windows_answer_together_what_each_does_alone(monkeypatch, kind, length):
     """P.835's share their convolutions, also where a clip is taken in several parts; P.808's are cut."""
     monkeypatch.setattr(dnsmos, "MAX_WINDOWS", 2)
