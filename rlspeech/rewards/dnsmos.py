@@ -8,7 +8,7 @@ The scoring follows ``speechmos``: the clip is doubled until it lasts 9.01 s, wi
 output goes through a polynomial, and the windows are averaged. Less is computed than there, with the same result. Windows of a doubled
 clip that hold the same samples are scored once and weighted. P.835's windows share what its convolutions make of the clip: only so much
 at a window's ends as sees beyond it is computed for each, which for the first four, 98 % of the work, are 4 frames; and what is made
-of a clip of whole frames returns with it. For 2 s that is 260 frames for 6,300, for 30 s 3,400 for 18,900. P.808's windows have their
+of a clip of whole frames returns with it. For 2 s that is 240 frames for 6,300, for 30 s 1,620 for 6,300. P.808's windows have their
 own dB scale; those that repeat a clip of whole frames are cut down to what its field of view can tell apart. On a CPU the ONNX graph runs
 in onnxruntime, its length made free; on a GPU, and wherever gradients are wanted, the torch module.
 """
@@ -90,9 +90,8 @@ class _Convs(nn.Module):
 def _model(kind: str) -> tuple[Any, dict[str, np.ndarray]]:
     """The ONNX model without P.835's dead channels, and all constants by name.
 
-    22 of the 64 channels after the second convolution have weights below ``DEAD``, half the others' or less, and answer 0: to real speech
-    and noise at any level, tones, clicks, silence and digital noise their sums stay below -0.04. A search over all patches of the
-    spectrogram found some that reach 0.4, where others reach 13.
+    22 of the 64 channels after the second convolution have the smallest weights (below ``DEAD``) and answer 0: to speech and noise at any
+    level, tones, clicks and silence their sums stay below -0.04. A search over patches of spectrograms found some with 0.4, others' are 13.
     """
     import onnx
     from onnx import numpy_helper
@@ -283,13 +282,11 @@ class Dnsmos:
         """For every clip the raw outputs of its distinct windows (W, C) and their weights (W,), summing to 1."""
         stretches, made = list[np.ndarray](), list[tuple[np.ndarray | slice, np.ndarray]]()
         for wav in (w if self.level_dbfs is None else _at_level(w, self.level_dbfs) for w in wavs):
-            # the graph wants whole hops
-            copies, plan = windows(len(wav)) if self.official else (1, [(0, len(wav) // HOP * HOP, 1)])
+            copies, plan = windows(len(wav)) if self.official else (1, [(0, len(wav) // HOP * HOP, 1)])  # whole hops
             weights = np.array([w for _, _, w in plan], np.float64) / sum(w for _, _, w in plan)
             tiled = np.tile(wav, copies) if copies > 1 else wav
             if self.official and self.kind != "p808":
-                whole = copies > 1 and len(wav) % HOP == 0
-                period = len(wav) // HOP if whole else len(tiled)
+                period = len(tiled) if len(wav) % HOP or copies == 1 else len(wav) // HOP
                 made.append((self._shared(tiled, [start // HOP for start, _, _ in plan], period), weights))
             else:
                 made.append((slice(len(stretches), len(stretches) + len(plan)), weights))
@@ -310,17 +307,15 @@ class Dnsmos:
     def _shared(self, wav: np.ndarray, starts: Sequence[int], period: int) -> np.ndarray:
         """Raw outputs of P.835's windows (W, 3), computing once what they share; ``starts``, and the ``period`` of the samples, in frames.
 
-        The first convolutions see 4 frames either way: of a window those are its own and come from stretches of 8. Two poolings and
-        convolutions later the first and last 3 units of 4 frames are, from stretches of 20. Then the windows are put together.
+        A window's own are 4 frames at its ends, from stretches of 8; two poolings later 3 units of 4 frames, from stretches of 20.
         """
         if (count := len(starts)) > MAX_WINDOWS:
-            parts = (starts[k : k + MAX_WINDOWS] for k in range(0, count, MAX_WINDOWS))
-            return np.concatenate([self._shared(wav, part, period) for part in parts])
+            runs = (starts[k : k + MAX_WINDOWS] for k in range(0, count, MAX_WINDOWS))
+            return np.concatenate([self._shared(wav, run, period) for run in runs])
         first, frames = starts[0] + 4, WINDOW // HOP - 1
-        every = math.lcm(period, 4)
-        last = min(first + every + 16, starts[-1] + frames - 4)
-        some = min(first + period, last)
-        spans = [(at - 4, min(at + MAX_FRAMES, some) + 4) for at in range(first, some, MAX_FRAMES)]
+        last = min(first + (every := math.lcm(period, 4)) + 16, starts[-1] + frames - 4)
+        parts = range(first, some := min(first + period, last), MAX_FRAMES)
+        spans = [(at - 4, min(at + MAX_FRAMES, some) + 4) for at in parts]
         spans += [(s + at, s + at + 8) for at in (0, frames - 8) for s in starts]
         found = [torch.from_numpy(x) for x in self._batched([wav[a * HOP : (b + 1) * HOP] for a, b in spans], True)]
         shared = torch.cat([x[:, 4:-4] for x in found[: -2 * count]], 1)[:, torch.arange(last - first) % period]

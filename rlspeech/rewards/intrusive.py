@@ -93,11 +93,7 @@ def stoi_estoi(reference: np.ndarray, degraded: Any, sample_rate: int) -> tuple[
 
 
 def _reference(xp: Any, x: Any, sample_rate: int) -> tuple[Any, ...]:
-    """What STOI takes of the reference.
-
-    Which frames are within 40 dB of the loudest one; segments (n, bands, 30), as they are and normalised, their norms, and they less their
-    means; and the number of frames.
-    """
+    """Frames within 40 dB of the loudest, segments (n, bands, 30), they normalised, their norms, they centred, and how many frames."""
     fx = _frames(xp, _to_10k(x, sample_rate))
     level_db = 20 * xp.log10(xp.linalg.norm(fx, axis=1) + EPS64)
     keep = level_db > (level_db.max() - RANGE_DB if len(fx) else 0.0)
