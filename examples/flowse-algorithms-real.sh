@@ -64,5 +64,11 @@ for seed in $seeds; do
     models+=(--model "$arm-$seed=$out/$arm-$seed")
   done
 done
+for arm in $arms; do # the mean of an arm's seeds
+  case $arm in grpo | dpo) ;; *) continue ;; esac
+  runs=(); for seed in $seeds; do runs+=("$out/$arm-$seed"); done
+  rlspeech convert average "${runs[@]}" --out "$out/$arm-mean"
+  models+=(--model "$arm-mean=$out/$arm-mean")
+done
 rlspeech eval --data "$out/heldout/manifest.jsonl" "${models[@]}" --baseline base --out "$out/eval" "${eval_few[@]}"
 python "$here/seeds.py" "$out/eval"
