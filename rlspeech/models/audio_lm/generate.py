@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +27,13 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from rlspeech.config_parts import Sampling
+from rlspeech.models.audio_lm.decode import Packing, left_padded, prefill, shared_audio, shares
 from rlspeech.models.folder import loading, read_about, save_net, snapshot, write_about
 from rlspeech.models.hub import card_of, find_checkpoint
 from rlspeech.types import UserError
 
 ATTENTION = set("q_proj k_proj v_proj o_proj out_proj qkv_proj to_q to_kv to_out query key value".split())
+CHECK = (1, 8)  # tokens between looks at which rows have stopped, on the host and on a device, for which each is a wait
 FEED_FORWARD = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2"}
 
 
@@ -165,8 +167,7 @@ class LanguageModel(nn.Module):
         """Set what is suppressed in logits (..., V) to -inf, in place, and where they are a row's ``first`` (...) what may not begin it."""
         for ids, at in ((self.suppress_tokens, None), (() if first is None else self.begin_suppress_tokens, first)):
             if ids:
-                shut = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-                shut[list(ids)] = True
+                shut = marked(tuple(ids), logits.shape[-1], logits.device)
                 logits.masked_fill_(shut if at is None else shut & at[..., None], -torch.inf)
         return logits
 
@@ -179,7 +180,10 @@ class LanguageModel(nn.Module):
             used, owner = torch.as_tensor(rows).unique(return_inverse=True)
             audio = torch.stack([a.to(self.device) for a in prompts.select(used).audio or ()])
             tokens = pad_sequence(joined, batch_first=True)
-            decoder, again = self.net.model.decoder, partial(shared_audio, self.net.model.decoder, owner)
+            decoder, again = (
+                self.net.model.decoder,
+                partial(shared_audio, self.net.model.decoder, Packing.of(owner, self.device)),
+            )
             with again(), recomputed(decoder, again) if self.recomputes else nullcontext():
                 out = decoder(input_ids=tokens, encoder_hidden_states=audio, use_cache=False)
         else:
@@ -237,44 +241,42 @@ class LanguageModel(nn.Module):
         each = self.room(prompts, max_new_tokens)
         if beams > 1:
             return beam_search(self, prompts, beams, max(each))
-        logits, visible, cache, step = prefill(self, prompts)
-        room = torch.tensor(each).repeat_interleave(group)
-        n, steps, device = len(room), int(room.max()), logits.device
-        noise = None if sampling is None else uniforms(len(prompts), group, steps, seed)
-        ids, mask = torch.full((n, steps), self.pad), torch.zeros(n, steps, dtype=torch.bool)
-        finished, ends = torch.zeros(n, dtype=torch.bool), torch.tensor(self.stops)
-        done, wasted = room <= 0, 0
-        own = cache.self_attention_cache if self.seq2seq else cache
-        if group > 1:
-            own.batch_repeat_interleave(group)
-        logits, visible = logits.repeat_interleave(group, 0), visible.repeat_interleave(group, 0)
-        place = visible.sum(1, keepdim=True)
-        live = torch.arange(n)  # rows that are in the batch, whether stopped or not
-        owner = live // group  # prompts that they belong to, of those in the cache
+        state, n, steps = prefill(self, prompts), len(prompts) * group, max(each)
+        unit = group if state.plain and shares(*state.prompt.shape, group, steps) else 1
+        state.start(group, unit, steps)
+        logits, device = state.logits.repeat_interleave(group, 0), state.logits.device
+        noise = None if sampling is None else uniforms(len(prompts), group, steps, seed).to(device)
+        room, ends = (torch.tensor(x, device=device) for x in (each, self.stops))
+        room = room.repeat_interleave(group)
+        ids, mask = (
+            torch.full((n, steps), self.pad, device=device),
+            torch.zeros(n, steps, dtype=torch.bool, device=device),
+        )
+        live, going = (
+            torch.arange(n, device=device),
+            room > 0,
+        )  # rows that are in the batch, and those of them that have not stopped
+        every, wasted = CHECK[device.type != "cpu"], 0
         for s in range(steps):
-            token = sample_tokens(logits, sampling, None if noise is None else noise[live, s]).cpu()
-            open_ = ~done[live]
-            rows = live[open_]
-            ids[rows, s], mask[rows, s] = token[open_], True
-            finished[rows] = torch.isin(token[open_], ends)
-            done[rows] = finished[rows] | (room[rows] == s + 1)
-            open_ = ~done[live]
-            going = int(open_.sum())
-            if not going:
+            token = sample_tokens(logits, sampling, None if noise is None else noise[live, s])
+            ids[live, s], mask[live, s] = torch.where(going, token, self.pad), going
+            going = going & ~torch.isin(token, ends) & (room[live] > s + 1)
+            if s + 1 == steps:
                 break
-            wasted += len(live) - going
-            if wasted >= len(live):  # to copy the cache without them costs about that much
-                keep = open_.nonzero()[:, 0].to(device)
-                own.batch_select_indices(keep)
-                used, owner = owner[open_].unique(return_inverse=True)
-                if self.seq2seq:
-                    cache.cross_attention_cache.batch_select_indices(used.to(device))
-                live, token, visible, place, wasted = live[open_], token[open_], visible[keep], place[keep], 0
-            visible = torch.cat([visible, torch.ones_like(visible[:, :1])], 1)
-            logits = step(token[:, None].to(device), owner, visible, place, cache)
-            place = place + 1
+            if (s + 1) % every == 0:  # a device waits for the host here alone
+                open_ = going.view(-1, unit).any(1)
+                count = int(open_.sum()) * unit
+                if not count:
+                    break
+                wasted += (len(live) - count) * every
+                if wasted >= len(live):  # to copy the cache without them costs about that much
+                    state.select(open_.nonzero()[:, 0])
+                    live, token, going = (x.view(-1, unit)[open_].flatten() for x in (live, token, going))
+                    wasted = 0
+            logits = state.step(token.view(-1, unit), s)
         longest = int(mask.any(0).sum())
-        return Generation(ids[:, :longest], mask[:, :longest], finished)
+        finished = (mask & torch.isin(ids, ends)).any(1)
+        return Generation(ids[:, :longest].cpu(), mask[:, :longest].cpu(), finished.cpu())
 
 
 def load_lm(
@@ -311,20 +313,10 @@ def save_lm(
 # ---------------------------------------------------------------------------------------------------------------- drawing
 
 
-class State(NamedTuple):
-    """A prompt batch after its prefill.
-
-    Args:
-        logits: (B, V) after the last prompt token.
-        mask: (B, L) bool, which prompt positions are real.
-        cache: transformers' cache of the B prompts.
-        step: (ids (n, 1) or embeddings (n, 1, D), owner (n,), mask (n, K), place (n, 1), cache) -> logits (n, V); ``owner``: the prompt.
-    """
-
-    logits: Tensor
-    mask: Tensor
-    cache: Any
-    step: Callable[[Tensor, Tensor, Tensor, Tensor, Any], Tensor]
+@lru_cache(8)
+def marked(ids: tuple[int, ...], size: int, device: torch.device) -> Tensor:
+    """(V,) bool, True at some ids; kept, for to bring them to a device is to wait for it."""
+    return torch.isin(torch.arange(size), torch.tensor(ids)).to(device)
 
 
 def uniforms(prompts: int, group: int, steps: int, seed: int | Sequence[int]) -> Tensor:
@@ -349,69 +341,6 @@ def sample_tokens(logits: Tensor, sampling: Sampling | None, u: Tensor | None) -
     cdf = p.double().cumsum(-1)  # single precision loses tokens rarer than 1e-7, of which a large vocabulary has many
     at = torch.searchsorted(cdf, (u.to(cdf.device) * cdf[:, -1])[:, None], right=True)[:, 0]
     return at.clamp_max(p.shape[-1] - 1)
-
-
-def prefill(lm: LanguageModel, prompts: EncodedPrompts) -> State:
-    """Run B prompts through the language model."""
-    from transformers import DynamicCache, EncoderDecoderCache
-
-    cache: Any
-    if lm.seq2seq:
-        given, mask = left_padded([i.to(lm.device) for i in prompts.ids])
-        audio = torch.stack([a.to(lm.device) for a in prompts.audio or ()])
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    else:
-        given, mask = left_padded(lm.embed(prompts))
-        cache = DynamicCache(config=lm.net.config.get_text_config())
-
-    def step(given: Tensor, owner: Tensor, visible: Tensor, place: Tensor, cache: Any) -> Tensor:
-        how = {"attention_mask": visible.long(), "position_ids": place, "past_key_values": cache, "use_cache": True}
-        if lm.seq2seq:
-            with shared_audio(lm.net.model.decoder, owner):
-                out = lm.net.model.decoder(input_ids=given, encoder_hidden_states=audio, **how)
-        else:
-            out = lm.net.model(inputs_embeds=given if given.is_floating_point() else lm.embed_ids(given), **how)
-        return lm.restrict(lm.head(out.last_hidden_state[:, -1]), None)
-
-    first = step(given, torch.arange(len(given)), mask, (mask.cumsum(1) - 1).clamp_min(0), cache)
-    return State(lm.restrict(first, torch.ones(len(first), dtype=torch.bool, device=first.device)), mask, cache, step)
-
-
-@contextmanager
-def shared_audio(decoder: Any, owner: Tensor) -> Iterator[None]:
-    """Let the rows of a clip share its audio in a decoder's cross-attention: its keys and values are made, and cached, once.
-
-    Queries of cross-attention do not see each other, so that those of a clip's rows may stand one behind the other as those of one row.
-
-    Args:
-        decoder: Whisper's.
-        owner: (n,) long, on the host: the clip of each of its rows, of the B that it is given as ``encoder_hidden_states``.
-    """
-    number, counts = torch.arange(len(owner)), owner.bincount()
-    if torch.equal(owner, number):
-        yield
-        return
-    most, (clip, order) = int(counts.max()), owner.sort(stable=True)
-    place = torch.empty_like(owner)  # of each row, among ``most`` a clip
-    place[order] = most * clip + number - (counts.cumsum(0) - counts)[clip]
-
-    def pack(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        x = args[0] if args else given["hidden_states"]
-        packed = x.new_zeros(most * len(counts), *x.shape[1:]).index_copy(0, place.to(x.device), x)
-        return (), {**given, "hidden_states": packed.reshape(len(counts), -1, x.shape[-1])}
-
-    def unpack(_: nn.Module, args: Any, out: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-        apart = out[0].reshape(most * len(counts), -1, out[0].shape[-1])
-        return apart[place.to(apart.device)], out[1]
-
-    attend: list[nn.Module] = [layer.encoder_attn for layer in decoder.layers]
-    hooks = [m.register_forward_pre_hook(pack, with_kwargs=True) for m in attend]
-    hooks += [m.register_forward_hook(unpack) for m in attend]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def set_attention(net: Any, how: str) -> None:
@@ -469,13 +398,6 @@ def beam_search(lm: Any, prompts: EncodedPrompts, beams: int, steps: int) -> Gen
     stop = torch.isin(written, torch.tensor(lm.stops))
     mask = (stop.cumsum(1) - stop.long()) == 0
     return Generation(written.masked_fill(~mask, lm.pad), mask, stop.any(1))
-
-
-def left_padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Rows (L_i, ...) padded on the left to (B, L, ...), and the mask (B, L) bool of what is real."""
-    longest = max(len(r) for r in rows)
-    mask = torch.stack([torch.arange(longest, device=r.device) >= longest - len(r) for r in rows])
-    return torch.stack([torch.cat([r.new_zeros(longest - len(r), *r.shape[1:]), r]) for r in rows]), mask
 
 
 def right_padded(rows: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from rlspeech.config_parts import CodecLMModel, Count, NonNegative, Positive
 from rlspeech.data.text import get_normaliser
 from rlspeech.log import say
-from rlspeech.models.audio_lm.generate import EncodedPrompts, LanguageModel, load_lm, prefill, right_padded, save_lm
+from rlspeech.models.audio_lm.decode import prefill
+from rlspeech.models.audio_lm.generate import EncodedPrompts, LanguageModel, load_lm, right_padded, save_lm
 from rlspeech.models.card import md
 from rlspeech.models.codec.codec import Codec, licence_of, load_codec, start_alike
 from rlspeech.models.folder import Precision, dtype_of, load_net, pretrained, sizes
@@ -259,16 +260,15 @@ class CodecLM(LanguageModel):
         Returns:
             logits (n, S', V + 1) float32.
         """
-        state = prefill(self, prompts.select(rows))
-        logits, visible, place, out = state.logits, state.mask, state.mask.sum(1, keepdim=True), list[Tensor]()
+        state, out = prefill(self, prompts.select(rows)), list[Tensor]()
+        state.start(1, 1, steps)
+        logits = state.logits
         for s in range(steps):
             out.append(logits.float())
             soft, last = choose(out[-1], s)
             if last or s + 1 == steps:
                 break
-            visible = torch.cat([visible, torch.ones_like(visible[:, :1])], 1)
-            logits = state.step(self.embed_soft(soft)[:, None], torch.arange(len(soft)), visible, place, state.cache)
-            place = place + 1
+            logits = state.step(self.embed_soft(soft)[:, None], s)
         return torch.stack(out, 1)
 
     def head(self, hidden: Tensor) -> Tensor:
