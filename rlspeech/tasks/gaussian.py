@@ -112,7 +112,7 @@ class GaussianPolicy:
         return self.adapted.parameters()
 
     def noise(self, keys: list[str], group: int, dims: int, seed: int, *step: int) -> Tensor:
-        """Standard normal (N, J), row i a function of (seed, collection, prompt, member, step) alone.
+        """Standard normal (N, J) where the model is, row i a function of (seed, collection, prompt, member, step) alone.
 
         Args:
             keys: N prompts (``Clip.draw``), the G members of a group next to each other.
@@ -121,13 +121,13 @@ class GaussianPolicy:
             seed: the collection's.
             step: what tells this decision from the rollout's others.
         """
-        rows, kept = [], group - group // 2
-        for i, key in enumerate(keys):
-            member = i % group
-            mirrored = self.explore.antithetic and member >= kept
-            sampled = normal(dims, seed_of(self.seed, seed, key, member - kept if mirrored else member, *step))
-            rows.append(-sampled if mirrored else sampled)
-        return torch.stack(rows)
+        members, kept = [i % group for i in range(len(keys))], group - group // 2
+        signs = [-1.0 if self.explore.antithetic and m >= kept else 1.0 for m in members]
+        pairs = zip(keys, members, signs, strict=True)
+        seeds = [seed_of(self.seed, seed, key, m if sign > 0 else m - kept, *step) for key, m, sign in pairs]
+        drawn = torch.stack([normal(dims, s) for s in seeds]) if self.device.type == "cpu" else None
+        drawn = counted(seeds, dims, self.device) if drawn is None else drawn
+        return drawn.mul_(drawn.new_tensor(signs)[:, None])
 
     def regression(self, prompts: list[Clip], rows: Tensor, outputs: list[Clip], seed: int) -> Regression:
         """How to fit n ``outputs`` (their targets, as long as the inputs) of the B distinct ``prompts``; row i is of prompt ``rows[i]``."""
@@ -229,6 +229,31 @@ def distinct(prompts: Sequence[Clip]) -> tuple[list[Clip], Tensor]:
 def normal(count: int, seed: int) -> Tensor:
     """Standard normal (count,) whose beginning does not depend on how many are drawn (torch draws the last 16 in another way)."""
     return torch.randn(max(16, count + -count % 16), generator=torch.Generator().manual_seed(seed))[:count]
+
+
+def counted(seeds: Sequence[int], count: int, device: torch.device | str) -> Tensor:
+    """Standard normal (n, count) from counters: element j of a row is a function of its seed and j, on every device, to rounding.
+
+    Philox 4x32-10 (Salmon et al., SC 2011), by integer products that keep 64 bits, and Box and Muller's transform.
+    """
+    rows, words = [], torch.arange(-(-count // 4), device=device)
+    for part in torch.tensor(seeds, device=device).split(max(1, 2**22 // max(1, count))):
+        x = [b.float().add(0.5).mul(2.0**-32) for b in philox(words, part[:, None])]
+        pairs = [(x[i].log().mul(-2).sqrt(), x[i + 1] * (2 * np.pi)) for i in (0, 2)]
+        rows.append(torch.stack([r * f(a) for r, a in pairs for f in (torch.cos, torch.sin)], 2).flatten(1)[:, :count])
+    return torch.cat(rows)
+
+
+def philox(counter: Tensor, key: Tensor) -> list[Tensor]:
+    """Four words of 32 bits, long, of counters and keys that broadcast; the upper words of both are 0."""
+    low, zero = 2**32 - 1, torch.zeros_like(counter + key)
+    c, k = [zero + counter, zero, zero, zero], [key, key * 0]
+    for _ in range(10):
+        products = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+        (h0, l0), (h1, l1) = ((p >> 32 & low, p & low) for p in products)
+        c = [h1 ^ c[1] ^ k[0], l1, h0 ^ c[3] ^ k[1], l0]
+        k = [k[0] + 0x9E3779B9 & low, k[1] + 0xBB67AE85 & low]
+    return c
 
 
 def reduce(value: Tensor, active: Tensor, how: Reduction) -> Tensor:

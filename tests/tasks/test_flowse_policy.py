@@ -16,7 +16,7 @@ from training import slope
 from rlspeech.config import Exploration, Lora
 from rlspeech.tasks import get_task
 from rlspeech.tasks.flowse.policy import Enhancer, FlowPolicy, collate, latent
-from rlspeech.tasks.gaussian import normal
+from rlspeech.tasks.gaussian import counted, normal, philox
 from rlspeech.types import LogProb, Policy, Rollout, UserError
 
 EARLY: dict[str, Any] = {"window": 2, "start": (1, 1), "nfe": (4, 4)}
@@ -201,8 +201,15 @@ def test_the_beginning_of_a_draw_does_not_depend_on_its_length() -> None:
     for count in (1, 15, 16, 17, 514 * 3):
         assert torch.equal(normal(count, 4), normal(4000, 4)[:count])
     assert torch.equal(latent(["a"], 0, (5, 514))[0], latent(["b", "a"], 0, (9, 514))[1, :5])
-    draw = normal(100_000, 1)
-    assert abs(float(draw.mean())) < 0.02 and abs(float(draw.std()) - 1) < 0.02
+    assert torch.equal(counted([4, 9, 7], 13, "cpu")[1:], counted([9, 7], 4002, "cpu")[:, :13])
+    words = [int(w) for w in philox(torch.tensor([0]), torch.tensor([0]))]
+    assert words == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]  # of the authors' known answers (Random123)
+    draws = torch.stack([normal(100_000, 1), *counted([1, 2], 100_000, "cpu")])
+    assert float(draws.mean(1).abs().max()) < 0.02 and float((draws.std(1) - 1).abs().max()) < 0.02
+    assert (
+        float((draws.corrcoef() - torch.eye(3)).abs().max()) < 0.02
+        and float((draws.pow(4).mean(1) - 3).abs().max()) < 0.1
+    )
 
 
 @pytest.mark.parametrize("samples", [(8000, 5001), (3000, 1), (4096, 4097), (16000, 700)])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -23,144 +22,113 @@ AHEAD = 16  # tokens that storage has room for at least, when it grows
 
 @cache
 def growing_layer() -> type[Any]:
-    """A layer of transformers' cache that has room ahead; without gradient, for what it returned is written behind."""
+    """A layer of transformers' cache with room ahead; for use without gradient: what it returned is written behind."""
     from transformers.cache_utils import DynamicLayer
 
     class GrowingLayer(DynamicLayer):
-        """Keys and values (N, H, K, D), the first K tokens of ``stored``."""
+        """Keys and values (N, H, K, D), the first K tokens of ``stored`` unless rows were chosen since."""
 
-        stored: tuple[Tensor, Tensor]
-
-        def hold(self, stored: tuple[Tensor, Tensor], length: int) -> None:
-            """Take storage of which ``length`` tokens are in use."""
-            self.stored, self.is_initialized = stored, True
-            self.keys, self.values = (x[:, :, :length] for x in stored)
+        stored: tuple[Tensor, Tensor] | None = None
 
         def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
-            at = self.get_seq_length()
-            end = at + key_states.shape[2]
-            if not at:
-                self.hold((key_states, value_states), end)
-                return key_states, value_states
-            if end > self.stored[0].shape[2]:
+            if not (at := self.get_seq_length()):
+                return super().update(key_states, value_states)
+            end, stored = at + key_states.shape[2], self.stored
+            if stored is None or stored[0].data_ptr() != self.keys.data_ptr() or end > stored[0].shape[2]:
                 spare = (0, 0, 0, end - at + max(AHEAD, at // 4))
-                self.stored = pad(self.keys, spare), pad(self.values, spare)
-            for held, states in zip(self.stored, (key_states, value_states), strict=True):
+                stored = self.stored = pad(self.keys, spare), pad(self.values, spare)
+            for held, states in zip(stored, (key_states, value_states), strict=True):
                 held[:, :, at:end] = states
-            self.hold(self.stored, end)
+            self.keys, self.values = (x[:, :, :end] for x in stored)
             return self.keys, self.values
-
-        def batch_repeat_interleave(self, repeats: int) -> None:
-            super().batch_repeat_interleave(repeats)
-            self.hold((self.keys, self.values), self.keys.shape[2])
-
-        def batch_select_indices(self, indices: Tensor) -> None:
-            super().batch_select_indices(indices)
-            self.hold((self.keys, self.values), self.keys.shape[2])
 
     return GrowingLayer
 
 
-def new_cache(config: Any, seq2seq: bool) -> tuple[Any, bool]:
-    """An empty cache of a model, and whether every layer of it grows with room ahead and keeps all tokens: some have windows."""
-    from transformers import DynamicCache, EncoderDecoderCache
-    from transformers.cache_utils import DynamicLayer
-
-    own, plain = DynamicCache() if seq2seq else DynamicCache(config=config), not torch.is_grad_enabled()
-    if plain:
-        if own.layer_class_to_replicate is not None:
-            own.layer_class_to_replicate = growing_layer()
-        plain = all(type(layer) is DynamicLayer for layer in own.layers)
-        own.layers = [growing_layer()() if type(layer) is DynamicLayer else layer for layer in own.layers]
-    return EncoderDecoderCache(own, DynamicCache()) if seq2seq else own, plain
-
-
-@dataclass
 class State:
-    """B prompts behind their prefill, and from ``start`` on the rows that go on from them; a row without a neighbour is a unit of one.
+    """B prompts behind their prefill, and from ``start`` on the rows that go on from them.
 
     Args:
         lm: the model.
-        prompt: (B, L) bool, which prompt positions are real.
-        cache: transformers' cache of the B prompts.
-        plain: every layer keeps all tokens and takes any mask.
-        audio: what Whisper's decoder attends to.
+        prompts: B of them.
+
+    ``logits`` (B, V) are those behind the last prompt token, ``prompt`` (B, L) bool its real positions. ``plain``: every layer of the cache
+    keeps all tokens, and attention takes any mask.
     """
 
-    lm: Any
-    prompt: Tensor
-    cache: Any
-    plain: bool
-    audio: Tensor | None
     packing: Packing | None = None
 
-    logits: Tensor = field(init=False)  # (B, V) after the last prompt token
+    def __init__(self, lm: Any, prompts: Any) -> None:
+        from transformers import DynamicCache, EncoderDecoderCache
+        from transformers.cache_utils import DynamicLayer
+
+        self.lm, config, grows = lm, lm.net.config.get_text_config(), not torch.is_grad_enabled()
+        self.own = DynamicCache() if lm.seq2seq else DynamicCache(config=config)
+        kinds = {self.own.layer_class_to_replicate, *map(type, self.own.layers)} - {None}
+        if grows and kinds == {DynamicLayer}:
+            if lm.seq2seq:
+                self.own.layer_class_to_replicate = growing_layer()
+            self.own.layers = [growing_layer()() for _ in self.own.layers]
+        if lm.seq2seq:
+            given, self.prompt = left_padded([i.to(lm.device) for i in prompts.ids])
+            self.audio = torch.stack([a.to(lm.device) for a in prompts.audio or ()])
+            self.cache = EncoderDecoderCache(self.own, DynamicCache())
+        else:
+            given, self.prompt = left_padded(lm.embed(prompts))
+            self.cache = self.own
+        decoder = lm.net.get_decoder() or lm.net
+        self.plain = grows and kinds == {DynamicLayer} and decoder.config._attn_implementation == "sdpa"
+        last = self.states(given, self.prompt.long(), (self.prompt.cumsum(1) - 1).clamp_min(0))[:, -1]
+        self.logits = lm.restrict(lm.head(last), torch.ones(len(last), dtype=torch.bool, device=last.device))
 
     def start(self, group: int, unit: int, steps: int) -> None:
-        """Make ``group`` rows of each prompt, up to ``steps`` tokens long; ``unit`` of them share its keys and values, or each has a copy.
+        """Make ``group`` rows of each prompt, of up to ``steps`` tokens; ``unit`` of them share its keys and values, 1: each has a copy.
 
-        Rows of a unit are the queries of one sequence (n / unit, unit), in which a token sees the prompt and its own row.
+        A unit's rows are the queries of one sequence, in which a token sees the prompt and its own row.
         """
         copies, device = group // unit, self.prompt.device
-        self.own = self.cache.self_attention_cache if self.lm.seq2seq else self.cache
         if copies > 1:
             self.own.batch_repeat_interleave(copies)
         prompt = self.prompt.repeat_interleave(copies, 0)
         self.place = prompt.sum(1, keepdim=True).expand(-1, unit)
         answers = torch.eye(unit, dtype=torch.bool, device=device).repeat(1, steps)
         self.visible = torch.cat([x.expand(len(prompt), unit, -1) for x in (prompt[:, None], answers)], 2)
-        self.owner = torch.arange(len(self.prompt)).repeat_interleave(copies)
-        self._arrange()
+        self._arrange(torch.arange(len(self.prompt)).repeat_interleave(copies))
 
-    def _arrange(self) -> None:
-        """What holds until rows leave: whose audio each attends to, and whether there is anything to mask."""
-        self.packing = Packing.of(self.owner, self.place.device) if self.lm.seq2seq else None
+    def _arrange(self, owner: Tensor) -> None:
+        """Note what holds until rows leave: whose audio each of the units attends to, (n,), and whether anything is masked."""
+        self.owner = owner
+        self.packing = Packing.of(owner, self.place.device) if self.lm.seq2seq else None
         self.masked = not self.plain or not bool(self.visible.all())
 
     def select(self, units: Tensor) -> None:
         """Keep some of the units (n,), in order."""
         self.own.batch_select_indices(units)
-        used, self.owner = self.owner[units.cpu()].unique(return_inverse=True)
+        used, owner = self.owner[units.cpu()].unique(return_inverse=True)
         if self.lm.seq2seq:
             self.cache.cross_attention_cache.batch_select_indices(used.to(units.device))
         self.place, self.visible = self.place[units], self.visible[units]
-        self._arrange()
+        self._arrange(owner)
 
     def step(self, given: Tensor, s: int) -> Tensor:
         """Logits (n, V) behind each row's token ``s``: ids (n / unit, unit), or embeddings (n / unit, unit, D)."""
-        mask, unit = None, given.shape[1]
+        mask = None
         if self.masked:
-            mask = self.visible[..., : self.prompt.shape[1] + (s + 1) * unit]
+            mask = self.visible[..., : self.prompt.shape[1] + (s + 1) * given.shape[1]]
             mask = mask[:, None] if self.plain else mask[:, 0].long()
-        states = self.forward_states(given, mask, self.place + s).flatten(0, 1)
-        return self.lm.restrict(self.lm.head(states), None)
+        states = self.states(given, mask, self.place + s).flatten(0, 1)
+        return self.lm.restrict(self.lm.head(states), None)  # type: ignore[no-any-return]
 
-    def forward_states(self, given: Tensor, mask: Tensor | None, place: Tensor) -> Tensor:
+    def states(self, given: Tensor, mask: Tensor | None, place: Tensor) -> Tensor:
         """What the head sees (n, S, D) of ids (n, S) or embeddings (n, S, D) at positions ``place`` (n, S)."""
-        lm = self.lm
-        how = {"attention_mask": mask, "position_ids": place, "past_key_values": self.cache, "use_cache": True}
-        if lm.seq2seq:
-            with shared_audio(lm.net.model.decoder, self.packing):
-                out = lm.net.model.decoder(input_ids=given, encoder_hidden_states=self.audio, **how)
+        net, how = self.lm.net, {"past_key_values": self.cache, "use_cache": True}
+        how |= {"attention_mask": mask, "position_ids": place}
+        if self.lm.seq2seq:
+            with shared_audio(net.model.decoder, self.packing):
+                out = net.model.decoder(input_ids=given, encoder_hidden_states=self.audio, **how)
         else:
-            out = lm.net.model(inputs_embeds=given if given.is_floating_point() else lm.embed_ids(given), **how)
+            out = net.model(inputs_embeds=given if given.is_floating_point() else self.lm.embed_ids(given), **how)
         return out.last_hidden_state  # type: ignore[no-any-return]
-
-
-def prefill(lm: Any, prompts: Any) -> State:
-    """Run B prompts through the language model."""
-    audio = None
-    if lm.seq2seq:
-        given, mask = left_padded([i.to(lm.device) for i in prompts.ids])
-        audio = torch.stack([a.to(lm.device) for a in prompts.audio or ()])
-    else:
-        given, mask = left_padded(lm.embed(prompts))
-    cache, plain = new_cache(lm.net.config.get_text_config(), lm.seq2seq)
-    plain = plain and (lm.net.get_decoder() or lm.net).config._attn_implementation == "sdpa"
-    state = State(lm, mask, cache, plain, audio)
-    last = state.forward_states(given, mask.long(), (mask.cumsum(1) - 1).clamp_min(0))[:, -1]
-    state.logits = lm.restrict(lm.head(last), torch.ones(len(last), dtype=torch.bool, device=last.device))
-    return state
 
 
 class Packing(NamedTuple):

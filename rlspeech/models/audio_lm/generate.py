@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from rlspeech.config_parts import Sampling
-from rlspeech.models.audio_lm.decode import Packing, left_padded, prefill, shared_audio, shares
+from rlspeech.models.audio_lm.decode import Packing, State, left_padded, shared_audio, shares
 from rlspeech.models.folder import loading, read_about, save_net, snapshot, write_about
 from rlspeech.models.hub import card_of, find_checkpoint
 from rlspeech.types import UserError
@@ -241,7 +241,7 @@ class LanguageModel(nn.Module):
         each = self.room(prompts, max_new_tokens)
         if beams > 1:
             return beam_search(self, prompts, beams, max(each))
-        state, n, steps = prefill(self, prompts), len(prompts) * group, max(each)
+        state, n, steps = State(self, prompts), len(prompts) * group, max(each)
         unit = group if state.plain and shares(*state.prompt.shape, group, steps) else 1
         state.start(group, unit, steps)
         logits, device = state.logits.repeat_interleave(group, 0), state.logits.device

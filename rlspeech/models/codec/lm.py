@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from rlspeech.config_parts import CodecLMModel, Count, NonNegative, Positive
 from rlspeech.data.text import get_normaliser
 from rlspeech.log import say
-from rlspeech.models.audio_lm.decode import prefill
+from rlspeech.models.audio_lm.decode import State
 from rlspeech.models.audio_lm.generate import EncodedPrompts, LanguageModel, load_lm, right_padded, save_lm
 from rlspeech.models.card import md
 from rlspeech.models.codec.codec import Codec, licence_of, load_codec, start_alike
@@ -260,7 +260,7 @@ class CodecLM(LanguageModel):
         Returns:
             logits (n, S', V + 1) float32.
         """
-        state, out = prefill(self, prompts.select(rows)), list[Tensor]()
+        state, out = State(self, prompts.select(rows)), list[Tensor]()
         state.start(1, 1, steps)
         logits = state.logits
         for s in range(steps):

@@ -135,7 +135,7 @@ class AvsePolicy(GaussianPolicy):
         prompts = torch.arange(len(batch), device=data.noisy.device).repeat_interleave(group)
         active = self.kernel.active(old)
         eps = self.noise([batch[p].draw for p in prompts.tolist()], group, active.shape[1], seed)
-        state = Decisions(data, old, eps.to(active.device) * active[prompts], prompts, active)
+        state = Decisions(data, old, eps * active[prompts], prompts, active)
         logp = reduce(-0.5 * state.eps.square(), active[prompts], self.reduction)[:, None]
         made = old.pick(prompts)
         out = self.model.decode(made.latent[:, None] * self.kernel.act(made, made, state.eps), data.noisy.shape[-1])
