@@ -285,6 +285,9 @@ class RL(Strict):
         None,
         "asr, tts: most tokens of answers, padded, a backward pass; a prompt's rows are then cut up; null: no bound",
     )
+    rollout_tokens: Count = conf(
+        2**18, "asr, tts: most tokens of prompts and answers, padded, that are decoded at once"
+    )
     gradient_checkpointing: bool = conf(
         False, "asr, tts: keep only what enters each layer, and compute the rest anew for the backward pass"
     )

@@ -37,7 +37,7 @@ KEEP = 2  # checkpoints besides the best one
 SETTINGS = {"config.yaml", "config.resolved.json", "env.json", ".lock", "report.html", "shard.json", "wandb-id"}
 # Keys that may differ when a run goes on: they change where, how fast and how often it looks, not what is computed.
 NEUTRAL = frozenset(
-    "out shard device workers save_every valid_every max_minutes micro_batch micro_tokens gradient_checkpointing "
+    "out shard device workers save_every valid_every max_minutes micro_batch micro_tokens rollout_tokens gradient_checkpointing "
     "attn_implementation sharding probe_batches players timeout_s tracker".split()
 )
 PACKAGES = (

@@ -41,7 +41,7 @@ TASKED: dict[str, frozenset[str]] = {
     "RL": frozenset(
         "video supervised_on explore explore.window explore.start explore.nfe explore.shared_latent explore.mask_clamp "
         "probe_settings ratio reduction clip_s train_encoder sampling sampling.language sampling.prompt sampling.tokens_per_s "
-        "rollouts suppress reference_in_group encoder_cache_mib micro_tokens gradient_checkpointing attn_implementation "
+        "rollouts suppress reference_in_group encoder_cache_mib micro_tokens rollout_tokens gradient_checkpointing attn_implementation "
         "precision kl offload sharding truncated truncated_reward valid_draws change_weight diffro.last_steps diffro.smooth".split()
     )
     | {f"diffro.{name}" for name in RELAXED},
@@ -64,7 +64,7 @@ HINTS = {
     "change_weight": "--set kl_beta=0.05: the KL of tokens is over all that can be drawn",
 }
 SAMPLED = "clip_range clip_high clip_std ratio ratio_level dynamic_sampling advantage_std advantage_clip"
-DRAWING = "group micro_tokens kl_beta kl_target loss_mean reduction change_weight kl explore"
+DRAWING = "group micro_tokens rollout_tokens kl_beta kl_target loss_mean reduction change_weight kl explore"
 # of the policy's loss, which the control without RL does not have
 POLICY = (
     Rule("ppo", "--algo ppo", lambda c: c.algo == "ppo"),

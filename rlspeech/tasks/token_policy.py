@@ -77,13 +77,13 @@ def spread(mask: Tensor, values: Tensor) -> Tensor:
 
 
 Look = Callable[..., tuple[Tensor, ...]] | None
-ROWS = 256  # rows that are sampled at once
+ROWS = 256  # most rows that are sampled at once
 PART = 2**23  # logits that are made at once in training
 SPARE = (256, 4096)  # padded tokens that a further pass has to spare, on the host and on a device
 FEATURES = 256  # of a critic; wider hidden states are projected at random
 # what a recogniser's and a synthesiser's ``rl`` starts from
 TOKEN_SETTINGS = frozenset(
-    "micro_tokens gradient_checkpointing attn_implementation kl offload precision sharding "
+    "micro_tokens rollout_tokens gradient_checkpointing attn_implementation kl offload precision sharding "
     "reference_in_group sampling rollouts truncated truncated_reward normaliser by".split()
 )
 RL_DEFAULTS: dict[str, Any] = {
@@ -227,13 +227,17 @@ class TokenPolicy:
         The last is what an engine says of its tokens (N, S), or None.
         """
         own, most = self.sampler is self.model, self._room(batch)
-        parts, step = [], max(1, ROWS // group) if own else len(batch)
-        for at in range(0, len(batch), step):
-            clips, room = batch[at : at + step], most[at : at + step]
-            seeds = [seed_of(self.seed, seed, c.draw) for c in clips]
+        budget = self.config.rollout_tokens if own else None
+        least = self.config.rollout_tokens // ROWS
+        lengths = torch.tensor([group * max(len(i) + n, least) for i, n in zip(encoded.ids, most, strict=True)])
+        # several parts are of like length, so that the rows of each stop at about one time
+        order = lengths.argsort(stable=True) if len(bounded(lengths.tolist(), budget)) > 1 else torch.arange(len(batch))
+        parts, prompts = [], order.repeat_interleave(group)
+        for part in order.split(bounded(lengths[order].tolist(), budget)):
+            chosen = part.tolist()
+            room, seeds = [most[i] for i in chosen], [seed_of(self.seed, seed, batch[i].draw) for i in chosen]
             how: dict[str, Any] = {"group": group, "sampling": self.sampling, "max_new_tokens": room, "seed": seeds}
-            parts.append(self.sampler.generate(encoded.select(range(at, at + len(clips))), **how))
-        prompts = torch.arange(len(batch)).repeat_interleave(group)
+            parts.append(self.sampler.generate(encoded.select(part), **how))
         if self.config.reference_in_group and any(map(self._has_reference, batch)):
             joining, references = self._joining(batch, self.model.room(encoded, most))
             prompts, parts = torch.cat([prompts, joining]), [*parts, references]
