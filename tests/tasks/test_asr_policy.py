@@ -285,7 +285,12 @@ def test_phases_move_the_parts_and_change_nothing(monkeypatch: pytest.MonkeyPatc
     assert parked == ["encode", "rollout", "reward", "update"] * 2 + ["encode", "rollout"]
 
 
-SAVING = [{"micro_tokens": 7}, {"gradient_checkpointing": True}, {"attn_implementation": "eager"}]
+SAVING = [
+    {"micro_tokens": 7},
+    {"gradient_checkpointing": True},
+    {"attn_implementation": "eager"},
+    {"rollout_tokens": 99},
+]
 
 
 @pytest.mark.parametrize("kind", ["qwen2_audio", "whisper"])
