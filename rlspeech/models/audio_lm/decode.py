@@ -33,10 +33,11 @@ def growing_layer() -> type[Any]:
         def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
             if not (at := self.get_seq_length()):
                 return super().update(key_states, value_states)
-            end, stored = at + key_states.shape[2], self.stored
-            if stored is None or stored[0].data_ptr() != self.keys.data_ptr() or end > stored[0].shape[2]:
+            end, stored, keys, values = at + key_states.shape[2], self.stored, self.keys, self.values
+            assert keys is not None and values is not None
+            if stored is None or stored[0].data_ptr() != keys.data_ptr() or end > stored[0].shape[2]:
                 spare = (0, 0, 0, end - at + max(AHEAD, at // 4))
-                stored = self.stored = pad(self.keys, spare), pad(self.values, spare)
+                stored = self.stored = pad(keys, spare), pad(values, spare)
             for held, states in zip(stored, (key_states, value_states), strict=True):
                 held[:, :, at:end] = states
             self.keys, self.values = (x[:, :, :end] for x in stored)
@@ -72,7 +73,7 @@ class State:
         if lm.seq2seq:
             given, self.prompt = left_padded([i.to(lm.device) for i in prompts.ids])
             self.audio = torch.stack([a.to(lm.device) for a in prompts.audio or ()])
-            self.cache = EncoderDecoderCache(self.own, DynamicCache())
+            self.cache: Any = EncoderDecoderCache(self.own, DynamicCache())
         else:
             given, self.prompt = left_padded(lm.embed(prompts))
             self.cache = self.own

@@ -242,7 +242,7 @@ class LanguageModel(nn.Module):
         if beams > 1:
             return beam_search(self, prompts, beams, max(each))
         state, n, steps = State(self, prompts), len(prompts) * group, max(each)
-        unit = group if state.plain and shares(*state.prompt.shape, group, steps) else 1
+        unit = group if state.plain and shares(len(prompts), state.prompt.shape[1], group, steps) else 1
         state.start(group, unit, steps)
         logits, device = state.logits.repeat_interleave(group, 0), state.logits.device
         noise = None if sampling is None else uniforms(len(prompts), group, steps, seed).to(device)
