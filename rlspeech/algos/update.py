@@ -393,7 +393,8 @@ class PolicyUpdate(ABC):
         assert rollout is not None
         measured = mask = self.counting(rollout)
         if cfg.reference_in_group:  # what was not sampled tells nothing of how far the policy has moved
-            measured = mask & ~torch.tensor([s.reference for s in rollout.samples], device=mask.device)[:, None]
+            joined = torch.tensor([s.reference for s in rollout.samples], dtype=torch.bool)  # of no rows too
+            measured = mask & ~joined.to(mask.device)[:, None]
         whole = rows_of(rollout, prompts).to(mask.device)
         normaliser, grads, own = self.decisions(mask[whole]), GradientSum(self.policy.parameters()), list[Logged]()
         form: dict[str, Any] = {"ratio": cfg.ratio, "level": cfg.ratio_level, "mean": cfg.loss_mean}

@@ -268,7 +268,8 @@ def test_the_clipped_loss_equals_numpy(seed: int, clip: float, beta: float, per_
     importance = torch.from_numpy(w).float() if per_decision else None
     made = policy_loss(look, *given, clip_range=clip, kl_beta=beta, normaliser=7.0, importance=importance)
     assert made.loss.item() == pytest.approx(total / 7.0, abs=1e-4)
-    part, form = given[1] & (torch.arange(n) > 0)[:, None], {"clip_range": clip, "kl_beta": beta, "normaliser": 7.0}
+    part = given[1] & (torch.arange(n) > 0)[:, None]
+    form: Any = {"clip_range": clip, "kl_beta": beta, "normaliser": 7.0, "importance": importance}
     less = policy_loss(look, *given, measured=part, **form)
     assert less.loss == made.loss and less.stats == policy_loss(look, given[0], part, given[2], **form).stats
     (grad,) = torch.autograd.grad(made.loss, leaf)

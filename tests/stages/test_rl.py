@@ -91,7 +91,7 @@ def test_two_and_two_steps_are_four(flow: dict[str, str], tmp_path: Path, change
     a, b = ([{k: v for k, v in r.items() if not k.startswith(passing)} for r in rows] for rows in steps)
     assert a == b
     assert (whole / "scores.jsonl").read_text() == (tmp_path / "cut" / "scores.jsonl").read_text()
-    assert len({r.get("hold/estoi/lambda") for r in a}) == (3 if changes is HELD else 1)
+    assert (len({r.get("hold/estoi/lambda") for r in a}) > 1) == (changes is HELD)
 
 
 def test_a_finished_run_goes_on_where_more_steps_are_asked_for(

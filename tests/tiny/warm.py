@@ -131,7 +131,7 @@ def shorten() -> None:
         return lambda wavs, rate: transcribe([wav[: rate // 2] for wav in wavs], rate)
 
     recognisers._pocketsphinx = hasty
-    Dnsmos.raw = lambda self, wavs: whole(self, wavs[:, : 50 * HOP])  # type: ignore[method-assign]
+    Dnsmos.raw = lambda self, wavs, trunk=False: whole(self, wavs if trunk else wavs[:, : 50 * HOP], trunk)  # type: ignore[method-assign]
     Pool._schedule = inline  # type: ignore[method-assign, assignment]
     lips.draw_mouth = still_mouth
     few = {"clean": 4, "noisy": 8, "long": 2, "tempting": 1}
