@@ -27,10 +27,15 @@ import torch
 
 from rlspeech import log
 from rlspeech.processes import Heartbeat, join, place, together
-from rlspeech.types import Rollout, UserError
+from rlspeech.types import Rollout, Sample, UserError
 
 Columns = dict[str, np.ndarray]  # a value a row, by name
 MB = 2**20
+
+
+def sampled_rows(samples: Sequence[Sample]) -> torch.Tensor:
+    """(N,) bool on the host: rows that the policy sampled, False of the references that joined their group."""
+    return torch.tensor([not s.reference for s in samples], dtype=torch.bool)
 
 
 def seed_all(seed: int) -> None:

@@ -31,7 +31,7 @@ MAX_FILE, MAX_FUNCTION = 520, 80
 # tests, and how often stages, pages and commands spell a task's name. A change that needs more first deletes something.
 WALK = 12  # files of one step of rl
 SENTENCES = 0  # places where tests match an error by a sentence
-PACKAGE_LINES, PACKAGE_FILES, CORE_LINES, TEST_LINES, TASK_NAMES = 39_610, 155, 10_414, 29_773, 0
+PACKAGE_LINES, PACKAGE_FILES, CORE_LINES, TEST_LINES, TASK_NAMES = 39_605, 155, 10_414, 29_771, 0
 CORE = (
     *(f"{n}.py" for n in "__init__ __main__ types config config_parts settings schema plugins files scores".split()),
     *(f"{n}.py" for n in "log stats parallel engine run state tracking".split()),

@@ -34,6 +34,7 @@ from rlspeech.algos.grpo import GRPO
 from rlspeech.algos.math import Advantage, GradientSum, Mean, soft_loss
 from rlspeech.algos.update import Columns, Experience, JointScorer, Judged, Logged, PolicyUpdate, Scored, Specs, rows_of
 from rlspeech.config import RL
+from rlspeech.engine import sampled_rows
 from rlspeech.rewards.speech_rules import TOKEN_S, find_loop
 from rlspeech.types import RelaxPolicy, Rollout, Sample, SoftReward, UserError
 
@@ -210,8 +211,7 @@ class GRPODiffRO(_Soft, GRPO):
         a, on = experience.advantage.value, self.config.diffro.on
         scored = torch.from_numpy(np.isfinite(experience.reward))
         wanted = {"positive": a > 0, "nonnegative": (a >= 0) & scored, "all": torch.ones_like(scored)}
-        sampled = ~torch.tensor([s.reference for s in rollout.samples], dtype=torch.bool)
-        self.note_kept(experience, rollout, wanted[on] & sampled, drop=on != "all")
+        self.note_kept(experience, rollout, wanted[on] & sampled_rows(rollout.samples), drop=on != "all")
         experience.logged["diffro/weight"] = self.config.diffro.weight
 
     def gradients(self, experience: Experience, advantage: Tensor, prompts: Tensor) -> tuple[GradientSum, Logged]:

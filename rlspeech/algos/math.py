@@ -237,8 +237,8 @@ def policy_loss(
     stats["ratio_max_gap"] = float(((rho.detach() - 1).abs() * known).max())
     stats |= {"kl_old": float(((moved.exp() - 1 - moved) * known).sum() / count)}
     for name, sign in (("positive", a > 0), ("negative", a < 0)):
-        part, whole = (rho != clipped) & (rho * a > clipped * a) & sign & known, (sign & known).sum().item()
-        stats[f"clipped_{name}"] = part.sum().item() / whole if whole else 0.0
+        cut, all_ = (rho != clipped) & (rho * a > clipped * a) & sign & known, (sign & known).sum().item()
+        stats[f"clipped_{name}"] = cut.sum().item() / all_ if all_ else 0.0
     if new.kl is not None:
         loss = loss + kl_beta * _summed(new.kl, mask, mean) / normaliser
     if new.change is not None and change_weight:

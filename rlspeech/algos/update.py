@@ -45,7 +45,7 @@ from rlspeech.algos.math import (
 )
 from rlspeech.config import RL, RewardSpec
 from rlspeech.data.batches import ClipSource, bounded
-from rlspeech.engine import Columns, Phases, Ranks
+from rlspeech.engine import Columns, Phases, Ranks, sampled_rows
 from rlspeech.rewards.mix import to_arrays
 from rlspeech.types import LogProb, Policy, Rollout, Sample, Score, SupervisedPolicy, UserError
 
@@ -391,10 +391,8 @@ class PolicyUpdate(ABC):
         """
         cfg, rollout = self.config, experience.rollout
         assert rollout is not None
-        measured = mask = self.counting(rollout)
-        if cfg.reference_in_group:  # what was not sampled tells nothing of how far the policy has moved
-            joined = torch.tensor([s.reference for s in rollout.samples], dtype=torch.bool)  # of no rows too
-            measured = mask & ~joined.to(mask.device)[:, None]
+        mask = self.counting(rollout)
+        measured = mask & sampled_rows(rollout.samples).to(mask.device)[:, None]  # others do not show how it moved
         whole = rows_of(rollout, prompts).to(mask.device)
         normaliser, grads, own = self.decisions(mask[whole]), GradientSum(self.policy.parameters()), list[Logged]()
         form: dict[str, Any] = {"ratio": cfg.ratio, "level": cfg.ratio_level, "mean": cfg.loss_mean}

@@ -307,7 +307,7 @@ def _supervision(split: str, path: Path, row: Row) -> Candidate:
 def _file(
     recording: Row | None, channel: Any, path: Path, cut: str, field: str = "recording"
 ) -> tuple[Path | None, str | None]:
-    """The file behind a recording of a cut, or why there is none; None: any channels do. In a shar it is named as the cut."""
+    """The file behind a recording of a cut, or why there is none; ``channel`` None: all of them. In a shar the file has the cut's name."""
     if not recording:
         return None, "no recording"
     sources = recording["sources"]

@@ -50,8 +50,9 @@ def run() -> dict[str, Any]:
     summary: dict[str, Any] = {"rlspeech": __version__, "python": platform.python_version()}
     summary |= {"platform": platform.platform(), "executable": sys.executable}
     summary |= {"packages": versions_of(PACKAGES), "optional": versions_of(OPTIONAL), "normalisers": list(NORMALISERS)}
-    names = "torch devices threads rewards recognisers codecs torchaudio compiler assets".split()
-    parts: dict[str, Callable[[], Any]] = {name: globals()[f"_{name}"] for name in names}
+    parts: dict[str, Callable[[], Any]] = {"torch": _torch, "devices": _devices, "threads": _threads}
+    parts |= {"rewards": _rewards, "recognisers": _recognisers, "codecs": _codecs}
+    parts |= {"torchaudio": _torchaudio, "compiler": _compiler, "assets": _assets}
     parts["features"] = lambda: usable_features(summary["rewards"])
     with log.progress(len(parts), "looking", "parts", brief=True) as bar:
         for name, inspect in parts.items():

@@ -18,14 +18,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from rlspeech import log
 from rlspeech.algos import get_algorithm
 from rlspeech.algos.update import Experience
 from rlspeech.config import RL
 from rlspeech.data.batches import Clip, batches, with_video
-from rlspeech.engine import Engine, Watchdog
+from rlspeech.engine import Engine, Watchdog, sampled_rows
 from rlspeech.models.adapters import Adapted
 from rlspeech.models.folder import loading
 from rlspeech.models.sharding import part_of_state, whole
@@ -251,7 +249,7 @@ def describe(experience: Experience) -> tuple[dict[str, Any], dict[str, float]]:
     if rollout is None:  # the control without RL
         return {"reward": math.nan, **costs}, {"": len(experience.prompts)}
     samples = [s for s in rollout.samples if not s.reference]
-    own = torch.tensor([not s.reference for s in rollout.samples], dtype=torch.bool)
+    own = sampled_rows(rollout.samples)
     scores = {f"reward/{k}": mean_interval(v[own], n=1) for k, v in experience.scores.items()}
     scores = {"reward": mean_interval(experience.reward[own], n=1), **scores}
     row: dict[str, Any] = {k: found.mean for k, found in scores.items()}

@@ -125,8 +125,8 @@ class GaussianPolicy:
         signs = [-1.0 if self.explore.antithetic and m >= kept else 1.0 for m in members]
         pairs = zip(keys, members, signs, strict=True)
         seeds = [seed_of(self.seed, seed, key, m if sign > 0 else m - kept, *step) for key, m, sign in pairs]
-        drawn = torch.stack([normal(dims, s) for s in seeds]) if self.device.type == "cpu" else None
-        drawn = counted(seeds, dims, self.device) if drawn is None else drawn
+        on_host = self.device.type == "cpu"  # whose own generator is the faster one there
+        drawn = torch.stack([normal(dims, s) for s in seeds]) if on_host else counted(seeds, dims, self.device)
         return drawn.mul_(drawn.new_tensor(signs)[:, None])
 
     def regression(self, prompts: list[Clip], rows: Tensor, outputs: list[Clip], seed: int) -> Regression:

@@ -29,6 +29,7 @@ from rlspeech.config import PPO, RL
 from rlspeech.config_parts import Sampling
 from rlspeech.data.batches import Clip, bounded, seed_of
 from rlspeech.data.manifest import find_manifest, read_manifest
+from rlspeech.engine import sampled_rows
 from rlspeech.files import read_object
 from rlspeech.models.adapters import Adapted
 from rlspeech.models.audio_lm.generate import Generation, like_lengths, right_padded, set_attention, widened
@@ -299,7 +300,7 @@ class TokenPolicy:
         """A rollout with the log-probabilities of the training pass, over the micro-batches that the update will take."""
         logp = torch.zeros(state.ids.shape, device=self.device)
         gaps, warm = list[Tensor](), list[Tensor]()
-        sampled = state.mask & torch.tensor([not s.reference for s in samples])[:, None]
+        sampled = state.mask & sampled_rows(samples)[:, None]
         cut, warmth = self.sampling.top_p < 1 or self.sampling.top_k > 0, self.sampling.temperature
 
         def look(logits: Tensor, ids: Tensor, drawn: Tensor) -> tuple[Tensor, ...]:

@@ -124,14 +124,14 @@ def shorten() -> None:
     from rlspeech.rewards import recognisers
     from rlspeech.rewards.dnsmos import HOP, Dnsmos
 
-    whole, sphinx = Dnsmos.raw, recognisers._pocketsphinx
+    whole, sphinx = Dnsmos.outputs, recognisers._pocketsphinx
 
     def hasty() -> recognisers.Transcribe:
         transcribe = sphinx()
         return lambda wavs, rate: transcribe([wav[: rate // 2] for wav in wavs], rate)
 
     recognisers._pocketsphinx = hasty
-    Dnsmos.raw = lambda self, wavs, trunk=False: whole(self, wavs if trunk else wavs[:, : 50 * HOP], trunk)  # type: ignore[method-assign]
+    Dnsmos.outputs = lambda self, wavs: whole(self, [wav[: 50 * HOP] for wav in wavs])  # type: ignore[method-assign]
     Pool._schedule = inline  # type: ignore[method-assign, assignment]
     lips.draw_mouth = still_mouth
     few = {"clean": 4, "noisy": 8, "long": 2, "tempting": 1}

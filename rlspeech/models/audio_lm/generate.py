@@ -180,10 +180,8 @@ class LanguageModel(nn.Module):
             used, owner = torch.as_tensor(rows).unique(return_inverse=True)
             audio = torch.stack([a.to(self.device) for a in prompts.select(used).audio or ()])
             tokens = pad_sequence(joined, batch_first=True)
-            decoder, again = (
-                self.net.model.decoder,
-                partial(shared_audio, self.net.model.decoder, Packing.of(owner, self.device)),
-            )
+            decoder = self.net.model.decoder
+            again = partial(shared_audio, decoder, Packing.of(owner, self.device))
             with again(), recomputed(decoder, again) if self.recomputes else nullcontext():
                 out = decoder(input_ids=tokens, encoder_hidden_states=audio, use_cache=False)
         else:
@@ -248,14 +246,9 @@ class LanguageModel(nn.Module):
         noise = None if sampling is None else uniforms(len(prompts), group, steps, seed).to(device)
         room, ends = (torch.tensor(x, device=device) for x in (each, self.stops))
         room = room.repeat_interleave(group)
-        ids, mask = (
-            torch.full((n, steps), self.pad, device=device),
-            torch.zeros(n, steps, dtype=torch.bool, device=device),
-        )
-        live, going = (
-            torch.arange(n, device=device),
-            room > 0,
-        )  # rows that are in the batch, and those of them that have not stopped
+        ids = torch.full((n, steps), self.pad, device=device)
+        mask = torch.zeros(n, steps, dtype=torch.bool, device=device)
+        live, going = torch.arange(n, device=device), room > 0  # rows in the batch, and which of them have not stopped
         every, wasted = CHECK[device.type != "cpu"], 0
         for s in range(steps):
             token = sample_tokens(logits, sampling, None if noise is None else noise[live, s])

@@ -255,8 +255,7 @@ class FlowPolicy(GaussianPolicy):
                 steps.start, steps.rows = site, rows
             if i in window:
                 active = self.kernel.active(site)
-                eps = self.noise([c.draw for c in owners], group, active.shape[1], seed, i)
-                eps = eps * active[rows]
+                eps = self.noise([c.draw for c in owners], group, active.shape[1], seed, i) * active[rows]
                 old = reduce(-0.5 * eps.square(), active[rows], self.reduction)
                 steps.append(Decision(site, eps, rows, active, old))
                 x = self.kernel.act(site, eps, rows)
